@@ -1,0 +1,1 @@
+"""Tools around Gemma models. The memory for agents is `gemma_cli.rag`."""
