@@ -1,0 +1,58 @@
+"""What the rest of the package may ask of an embedding model."""
+
+from dataclasses import asdict, dataclass
+from typing import Any, Protocol, Self, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
+
+Vectors = NDArray[np.float32]
+"""Shape [n, dimension], or [dimension] for a single text; rows have length 1."""
+
+
+class Embedder(Protocol):
+    """Anything that turns texts into vectors; a `SentenceTransformer` is one."""
+
+    def encode(self, texts: list[str], /) -> Any:
+        """An array (or list of arrays) of shape [len(texts), dimension], rows in order."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelIdentity:
+    """Which model made a vector. Two identities with the same `name`, `revision` and `dimension`
+    make vectors that may be compared; `engine` and `precision` are kept for the record."""
+
+    name: str
+    revision: str
+    dimension: int
+    engine: str
+    precision: str
+
+    def same_model(self, other: Self) -> bool:
+        return (self.name, self.revision, self.dimension) == (other.name, other.revision, other.dimension)
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@runtime_checkable
+class Identified(Protocol):
+    """An embedder that can say who it is without computing anything."""
+
+    @property
+    def identity(self) -> ModelIdentity: ...
+
+
+@runtime_checkable
+class Tokenizing(Protocol):
+    """An embedder that shows how it cuts a text into tokens."""
+
+    @property
+    def window(self) -> int:
+        """Tokens of content that one vector can cover (special tokens not counted)."""
+
+    def token_spans(self, text: str) -> list[tuple[int, int]]:
+        """Start and end (in characters) of each token of the whole text, in order, never truncated."""
+
+    def count_tokens(self, texts: list[str]) -> list[int]:
+        """How many tokens each text has, never truncated."""

@@ -1,0 +1,139 @@
+"""Checks at the edge: each returns the clean value or raises an error that begins with the argument's name."""
+
+import json
+import math
+from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime
+from typing import Any, Final
+
+from gemma_cli.rag.errors import InvalidInputError, InvalidTypeError
+
+MAX_LABEL_CHARS: Final = 512
+"""Longest tag, actor, session or namespace, in characters."""
+
+
+def text(name: str, value: object, *, max_chars: int | None = None) -> str:
+    """A text with something in it that can be stored as UTF-8."""
+    if not isinstance(value, str):
+        raise InvalidTypeError(f"{name}: expected text, got {type(value).__name__}")
+    if not value.strip():
+        raise InvalidInputError(f"{name}: is empty; pass some text")
+    if max_chars is not None and len(value) > max_chars:
+        raise InvalidInputError(
+            f"{name}: {len(value):,} characters, more than the {max_chars:,} that [memory] max_content_chars allows; "
+            "split it, or store it with ingest_document"
+        )
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise InvalidInputError(
+            f"{name}: character {error.start} is half of a surrogate pair and can't be stored as UTF-8"
+        ) from error
+    return value
+
+
+def label(name: str, value: object) -> str:
+    """A short text: a tag, an actor, a session, a namespace."""
+    return text(name, value) if not isinstance(value, str) or len(value) <= MAX_LABEL_CHARS else _too_long(name, value)
+
+
+def optional_label(name: str, value: object) -> str | None:
+    return None if value is None else label(name, value)
+
+
+def _too_long(name: str, value: str) -> str:
+    raise InvalidInputError(f"{name}: {len(value):,} characters, more than {MAX_LABEL_CHARS}")
+
+
+def number(name: str, value: object, low: float = -math.inf, high: float = math.inf) -> float:
+    """A finite number within [low, high]."""
+    if isinstance(value, bool) or (not isinstance(value, int | float) and not hasattr(value, "__float__")):
+        raise InvalidTypeError(f"{name}: expected a number, got {type(value).__name__}")
+    result = float(value)  # numpy scalars and Decimal come this way
+    if not math.isfinite(result) or not low <= result <= high:
+        raise InvalidInputError(f"{name}: {result!r} is not in [{low:g}, {high:g}]")
+    return result
+
+
+def importance(value: object, name: str = "importance") -> float:
+    return number(name, value, 0.0, 1.0)
+
+
+def whole(name: str, value: object, low: int = 1, high: int | None = None) -> int:
+    """A whole number of at least `low`."""
+    if isinstance(value, bool) or not hasattr(value, "__index__"):
+        raise InvalidTypeError(f"{name}: expected a whole number, got {type(value).__name__}")
+    result = int(value.__index__())
+    if result < low or (high is not None and result > high):
+        raise InvalidInputError(f"{name}: {result} is not {f'at least {low}' if high is None else f'in {low}..{high}'}")
+    return result
+
+
+def flag(name: str, value: object) -> bool:
+    if not isinstance(value, bool):
+        raise InvalidTypeError(f"{name}: expected True or False, got {type(value).__name__}")
+    return value
+
+
+def tags(value: Iterable[str] | None, name: str = "tags") -> set[str]:
+    """A set of labels. A bare string is refused: it would become one tag a letter."""
+    if value is None:
+        return set()
+    if isinstance(value, str | bytes | Mapping) or not isinstance(value, Iterable):
+        raise InvalidTypeError(f"{name}: expected a set or list of strings, got {type(value).__name__}")
+    return {label(name, tag) for tag in value}
+
+
+def metadata(value: Mapping[str, Any] | None, *, max_chars: int | None = None) -> dict[str, Any]:
+    """A copy of a mapping that JSON can carry there and back; tuples become lists."""
+    if value is None:
+        return {}
+    if not isinstance(value, Mapping):
+        raise InvalidTypeError(f"metadata: expected a mapping, got {type(value).__name__}")
+    try:
+        _string_keys(value)
+        encoded = json.dumps(dict(value), allow_nan=False, ensure_ascii=False)
+        encoded.encode()
+        copy: dict[str, Any] = json.loads(encoded)
+    except UnicodeEncodeError as error:
+        raise InvalidInputError("metadata: holds half of a surrogate pair, which UTF-8 can't carry") from error
+    except InvalidInputError:
+        raise
+    except (TypeError, ValueError, RecursionError) as error:
+        raise InvalidInputError(f"metadata: only JSON values can be stored: {error}") from error
+    if max_chars is not None and len(encoded) > max_chars:
+        raise InvalidInputError(f"metadata: {len(encoded):,} characters as JSON, more than {max_chars:,}")
+    return copy
+
+
+def _string_keys(value: object) -> None:
+    """JSON would turn the key 1 into "1" in silence; say so instead."""
+    if isinstance(value, Mapping):
+        for key, inner in value.items():
+            if not isinstance(key, str):
+                raise InvalidInputError(f"metadata: the key {key!r} is not a string")
+            _string_keys(inner)
+    elif isinstance(value, list | tuple):
+        for inner in value:
+            _string_keys(inner)
+
+
+def moment(name: str, value: object) -> datetime:
+    """An aware UTC datetime from a datetime, a number of seconds since the epoch or ISO 8601; naive ones are UTC."""
+    try:
+        if isinstance(value, str):
+            value = datetime.fromisoformat(value)
+        elif isinstance(value, int | float) and not isinstance(value, bool):
+            value = datetime.fromtimestamp(value, UTC)
+    except (ValueError, OverflowError, OSError) as error:
+        raise InvalidInputError(f"{name}: {value!r} is not a time; use ISO 8601, e.g. 2024-05-07T18:30:00Z") from error
+    if not isinstance(value, datetime):
+        raise InvalidTypeError(f"{name}: expected a datetime or ISO 8601 text, got {type(value).__name__}")
+    try:
+        return (value if value.tzinfo else value.replace(tzinfo=UTC)).astimezone(UTC)
+    except OverflowError as error:
+        raise InvalidInputError(f"{name}: {value!r} lies outside the years 1 to 9999 in UTC") from error
+
+
+def optional_moment(name: str, value: object) -> datetime | None:
+    return None if value is None else moment(name, value)
