@@ -1,0 +1,108 @@
+"""Text -> terms: what the word half of the index is made of. Pure functions.
+
+A term is 64 bits: the first eight bytes of the BLAKE2b digest of a kind ("word", "tag", "actor", "session") and a
+text, so that neither index nor store needs a vocabulary (among a million terms, a collision has a chance of about 3 in
+10^8). Words are folded (NFKC, case, accents), English ones stemmed (Snowball); scripts that put no spaces between words
+(Chinese, Japanese, Thai, Lao, Khmer, Burmese) are cut into overlapping pairs of characters, as Lucene's CJK analyser
+does.
+
+A memory's terms are stored as packed records of nine bytes (`TERM_DTYPE`): the term and how often it occurs (up to
+255); 0 marks a facet (a tag, an actor, a session), which filters and never scores.
+"""
+
+import re
+import struct
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable
+from functools import lru_cache
+from hashlib import blake2b
+from typing import Final
+
+import numpy as np
+import Stemmer
+from numpy.typing import NDArray
+
+WORDS_VERSION: Final = 1
+"""Kept in every store; raised whenever a text would give other terms than before, so that old rows are cut anew."""
+
+TERM_DTYPE: Final = np.dtype([("term", "<u8"), ("count", "u1")])
+_RECORD: Final = struct.Struct("<QB")
+
+_ASCII_TOKEN: Final = re.compile(r"[a-z0-9]+(?:'[a-z0-9]+)*")
+_UNSPACED: Final = (
+    r"\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
+    r"\U00020000-\U0003ffff"
+)
+_TOKEN: Final = re.compile(rf"[{_UNSPACED}]+|(?:(?![{_UNSPACED}_])\w)+(?:'(?:(?![{_UNSPACED}_])\w)+)*")
+_UNSPACED_CHAR: Final = re.compile(rf"[{_UNSPACED}]")
+_APOSTROPHES: Final = str.maketrans({"\u2019": "'", "\u02bc": "'", "\uff07": "'"})
+
+STOP_WORDS: Final = frozenset(
+    (
+        "a about after all also am an and any are as at be been before being but by can could did do does doing done "
+        "for from had has have having he her hers him his how i if in into is it its just may me might my of on or our "
+        "ours she should so some such than that the their theirs them then there these they this those to too us was "
+        "we were what when where which while who whom whose why will with would you your yours "
+        "i'm i've i'd i'll don't didn't doesn't isn't wasn't it's that's what's you're we're they're s t d ll m re ve"
+    ).split()
+)
+"""English function words: left out of the index and of queries, except where a text consists of nothing else."""
+
+
+def tokens(text: str) -> list[str]:
+    """The folded words of a text, in order, unstemmed."""
+    if text.isascii():
+        return _ASCII_TOKEN.findall(text.lower())
+    decomposed = unicodedata.normalize("NFKD", text.translate(_APOSTROPHES).casefold())
+    folded = unicodedata.normalize("NFKC", "".join(c for c in decomposed if not _is_latin_mark(c)))
+    found: list[str] = []
+    for word in _TOKEN.findall(folded):
+        if _UNSPACED_CHAR.match(word) and len(word) > 1:
+            found.extend(word[i : i + 2] for i in range(len(word) - 1))
+        else:
+            found.append(word)
+    return found
+
+
+def _is_latin_mark(char: str) -> bool:
+    """Combining accents (U+0300 to U+036F); the marks of other scripts change the word and stay."""
+    return "\u0300" <= char <= "\u036f"
+
+
+@lru_cache(maxsize=200_000)
+def _word_term(word: str) -> int:
+    return _hash("word", _STEMMER.stemWord(word) if word.isascii() else word)
+
+
+_STEMMER: Final = Stemmer.Stemmer("english")
+
+
+def facet(kind: str, value: str) -> int:
+    """The term of a tag, an actor or a session; never equal to a word's."""
+    return _hash(kind, value)
+
+
+def _hash(kind: str, text: str) -> int:
+    return int.from_bytes(blake2b(f"{kind}\0{text}".encode(), digest_size=8).digest(), "little")
+
+
+def word_terms(text: str) -> list[int]:
+    """The terms of a text's words, in order, repeated as they repeat."""
+    words = tokens(text)
+    telling = [word for word in words if word not in STOP_WORDS]
+    return list(map(_word_term, telling or words))
+
+
+def encode_terms(content: str, facets: Iterable[int] = ()) -> bytes:
+    """A memory's terms as packed `TERM_DTYPE` records, words first, then facets."""
+    counts = Counter(word_terms(content))
+    pack = _RECORD.pack
+    records = [pack(term, count if count < 256 else 255) for term, count in counts.items()]
+    records += [pack(term, 0) for term in sorted(set(facets) - counts.keys())]
+    return b"".join(records)
+
+
+def query_terms(query: str) -> NDArray[np.uint64]:
+    """The distinct terms that a query is looked up by, in the order in which they first occur."""
+    return np.array(list(dict.fromkeys(word_terms(query))), np.uint64)
