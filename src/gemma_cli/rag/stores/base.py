@@ -1,0 +1,171 @@
+"""The store contract: what a place for memories must do. Policy (validation, embedding, ranking weights, what a tier
+holds) comes in as arguments; a store reads, writes, moves and finds.
+
+For every verb:
+- Times are seconds since the epoch; the caller's `now` is the only clock. A memory whose `expires_at` is `<= now` is
+  not there, for any verb, whether or not it has been swept.
+- A missing id is None, 0 or left out, never an error. Failures raise `StoreError`s.
+- A verb is one atomic step: all of it or nothing, also against a second process and against the death of this one.
+  When it returns, its effect outlives this process.
+- A store serves one namespace; nothing of another is seen, counted or evicted.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any, Final, Protocol, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gemma_cli.rag.embedders.base import ModelIdentity
+from gemma_cli.rag.index import Question
+from gemma_cli.rag.memory import MemoryEntry, MemoryTier, TierRules
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class StoredModel:
+    """Which model made the vectors of a store. `probe` is its vector (float32 [dimension]) of a fixed sentence, by
+    which two models that can't say who they are can be told apart."""
+
+    identity: ModelIdentity
+    probe: NDArray[np.float32] | None = None
+
+
+class Keep(Enum):
+    """Stands for "leave this field as it is" in an `Update`."""
+
+    KEEP = "keep"
+
+
+KEEP: Final = Keep.KEEP
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Update:
+    """New values for some fields of one memory; `content` and `embedding` go together."""
+
+    content: str | Keep = KEEP
+    embedding: NDArray[np.float32] | Keep = KEEP
+    importance: float | Keep = KEEP
+    tags: frozenset[str] | Keep = KEEP
+    metadata: Mapping[str, Any] | Keep = KEEP
+    pinned: bool | Keep = KEEP
+    actor: str | Keep | None = KEEP
+    session: str | Keep | None = KEEP
+    occurred_at: float | Keep | None = KEEP
+
+
+@dataclass(frozen=True, slots=True)
+class Filter:
+    """Which memories a listing holds: those for which every condition given is true."""
+
+    tier: MemoryTier | None = None
+    tags: frozenset[str] = frozenset()
+    actor: str | None = None
+    session: str | None = None
+    pinned: bool | None = None
+    min_importance: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class StoreInfo:
+    """Facts for people: where the store is, how large (bytes), and the versions behind it."""
+
+    url: str
+    size_bytes: int
+    index_bytes: int
+    versions: Mapping[str, str] = field(default_factory=dict)
+
+
+class Store(Protocol):
+    """See the module's docstring for what holds for every verb."""
+
+    async def open(self) -> StoredModel | None:
+        """Connects, creates what is missing, and returns the model whose vectors the store holds (None: none yet).
+        Raises `StoreUnavailableError`, `StoreDamagedError`, `StoreVersionError`."""
+
+    async def close(self) -> None:
+        """Finishes what was begun and lets go of everything; a second call does nothing."""
+
+    async def adopt(self, model: StoredModel) -> None:
+        """Writes down the model of a store that holds no memory yet; `ModelMismatchError` where another process was
+        quicker with another one."""
+
+    async def put(
+        self, entries: Sequence[MemoryEntry], rules: TierRules, now: float, *, replaces: Sequence[str] = ()
+    ) -> None:
+        """Adds memories with embeddings (float32, length 1) and removes those that they replace. A tier above its
+        capacity makes room: the expired go, the deserving move up (see `promote`), then those of the lowest relevance
+        leave; a pinned one never, one just put only where nothing else is left. `CapacityError` when nothing can
+        leave, `InvalidInputError` for an id that is taken."""
+
+    async def get(self, ids: Sequence[str], now: float) -> list[MemoryEntry | None]:
+        """The memories with these ids, in their order, embeddings included."""
+
+    async def page(self, wanted: Filter, now: float, *, limit: int, after: str | None = None) -> list[MemoryEntry]:
+        """Newest first, without embeddings; `after` is the last id of the page before (`InvalidInputError` if it is
+        gone meanwhile)."""
+
+    async def search(self, question: Question, now: float) -> list[MemoryEntry]:
+        """The best memories for a question, best first, embeddings, scores and explanation filled in."""
+
+    async def update(self, memory_id: str, change: Update, rules: TierRules, now: float) -> MemoryEntry | None:
+        """Changes one memory and returns it as it is then. Taking a pin off starts the tier's TTL anew."""
+
+    async def delete(self, ids: Sequence[str], now: float) -> int:
+        """Removes memories and says how many there were."""
+
+    async def move(self, ids: Sequence[str], to: MemoryTier, rules: TierRules, now: float) -> int:
+        """Moves memories into a tier, starts its TTL, makes room there as `put` does; says how many moved."""
+
+    async def promote(self, rules: TierRules, now: float) -> Mapping[tuple[MemoryTier, MemoryTier], int]:
+        """Sweeps, then moves every unpinned memory whose relevance reaches the threshold one tier up, and says how
+        many went from where to where."""
+
+    async def deserving(self, tier: MemoryTier, rules: TierRules, now: float) -> list[MemoryEntry]:
+        """What `promote` would move out of a tier, highest relevance first; changes nothing."""
+
+    def touch(self, ids: Sequence[str], now: float) -> None:
+        """Counts one access for each id; an id named twice counts twice. Written behind: nobody waits for it, `get`,
+        `page`, `deserving`, `promote` and `put` see it, and `close` makes sure of it. A failure is logged."""
+
+    async def sweep(self, now: float) -> int:
+        """Removes what has expired for good and says how many."""
+
+    async def counts(self, now: float) -> Mapping[MemoryTier, int]:
+        """How many memories each of the five tiers holds."""
+
+    async def info(self) -> StoreInfo:
+        """Facts about the store itself."""
+
+    async def change_token(self) -> int:
+        """A number that grows with every change that could alter an answer, whichever process made it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pending:
+    """A memory without a new vector: the store's number for it, the version of it that was read, and its text."""
+
+    row: int
+    version: int
+    content: str
+
+
+@runtime_checkable
+class Reembedding(Protocol):
+    """A store that can go over to another model while it is in use: new vectors gather beside the old ones, and all
+    change places in one step at the end. What was gathered survives an interruption."""
+
+    async def reembed_begin(self, model: StoredModel, now: float) -> int:
+        """Starts towards `model`, or goes on where an earlier run towards the same one stopped; how many are left."""
+
+    async def reembed_next(self, limit: int) -> list[Pending]:
+        """Memories that have no new vector yet."""
+
+    async def reembed_put(self, done: Sequence[Pending], vectors: NDArray[np.float32]) -> None:
+        """Keeps new vectors (float32 [n, dimension], length 1), except of memories that have changed meanwhile."""
+
+    async def reembed_finish(self, now: float) -> bool:
+        """Lets the new vectors take over; False when memories without one have come meanwhile. Other processes that
+        still use the old model get `ModelMismatchError` from then on."""

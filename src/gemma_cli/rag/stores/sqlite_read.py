@@ -1,0 +1,183 @@
+"""What the SQLite store does inside a read transaction, and the index that it keeps. Synchronous; one thread."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any, Final
+
+import apsw
+import numpy as np
+from numpy.typing import NDArray
+
+from gemma_cli.rag.blocks import Rows
+from gemma_cli.rag.errors import InvalidInputError, ModelMismatchError
+from gemma_cli.rag.index import TIERS, Candidates, Changes, Hit, MemoryIndex, Question, finish
+from gemma_cli.rag.memory import MemoryEntry, MemoryTier
+from gemma_cli.rag.stores.base import Filter
+from gemma_cli.rag.stores.sqlite_rows import ENTRY_COLUMNS, TIER_CODE, decode, entry_at, to_model
+
+CHUNK: Final = 8192
+"""Rows taken into the index at a time: bounds what the load needs beside the index itself."""
+
+SINCE: Final = (
+    "SELECT row, importance, coalesce(occurred, created), coalesce(expires, 9e999), scale, error, tier, code, terms "
+    "FROM memories WHERE ns = ? AND sequence > ?"
+)
+EVERYTHING: Final = SINCE.replace("AND sequence", "AND +sequence")
+"""A few changes come by their index; a whole namespace is read in the order of the table."""
+
+LIVE: Final = "ns = ?1 AND (expires IS NULL OR expires > ?2)"
+
+
+class Reader:
+    """One connection, one namespace and its index, which fills with the first search."""
+
+    def __init__(self, db: apsw.Connection, ns: int, generation: int) -> None:
+        self.db = db
+        self.ns = ns
+        self._generation = generation
+        self._index: MemoryIndex | None = None
+
+    @property
+    def index_bytes(self) -> int:
+        """Memory that the index holds."""
+        return 0 if self._index is None else self._index.nbytes
+
+    def sequence(self) -> int:
+        """The number of the last change."""
+        return int(self.db.execute("SELECT sequence FROM namespaces WHERE ns = ?", (self.ns,)).get)
+
+    def search(self, questions: Sequence[Question], now: float) -> list[list[MemoryEntry]]:
+        """The answers to several questions, from one state of the store and one pass over the vectors."""
+        index = self._caught_up()
+        if index is None:
+            return [[] for _ in questions]
+        found = index.candidates(questions, now)
+        return [[self._entry(hit, c) for hit in finish(c, self._vectors(c, index.dimension))] for c in found]
+
+    def _vectors(self, candidates: Candidates, dimension: int) -> NDArray[np.float32] | None:
+        if candidates.question.vector is None or not candidates.question.weights.meaning:
+            return None
+        blobs = [
+            self.db.execute("SELECT vector FROM vectors WHERE row = ?", (row,)).get for row in candidates.rows.tolist()
+        ]
+        return np.frombuffer(b"".join(blobs), np.float32).reshape(len(blobs), dimension)
+
+    def _entry(self, hit: Hit, candidates: Candidates) -> MemoryEntry:
+        entry = entry_at(self.db, hit.row)
+        weights = candidates.question.weights
+        entry.similarity_score = hit.cosine
+        entry.score = hit.score
+        entry.explanation = {"words": weights.words * hit.words}
+        if hit.cosine is not None:
+            entry.explanation["meaning"] = weights.meaning * hit.cosine
+        return entry
+
+    def _caught_up(self) -> MemoryIndex | None:
+        """The index at the state that this transaction sees, whoever wrote it; None while there is no model."""
+        sequence, floor, generation = self.db.execute(
+            "SELECT sequence, floor, generation FROM namespaces WHERE ns = ?", (self.ns,)
+        ).get
+        if generation != self._generation:
+            raise ModelMismatchError("the store was re-embedded with another model meanwhile; open it again")
+        if self._index is None:
+            model = to_model(*self.db.execute("SELECT model, probe FROM namespaces WHERE ns = ?", (self.ns,)).get)
+            if model is None:
+                return None
+            self._index = MemoryIndex(model.identity.dimension)
+        known = self._index.sequence
+        if sequence == known:
+            return self._index
+        reset = known < floor
+        removed: list[int] = []
+        if not reset:
+            removed = [
+                row
+                for (row,) in self.db.execute(
+                    "SELECT row FROM removals WHERE ns = ? AND sequence > ?", (self.ns, known)
+                )
+            ]
+        for changes in self._changes(sequence, -1 if reset else known, removed, reset):
+            self._index.apply(changes)
+        return self._index
+
+    def _changes(self, sequence: int, known: int, removed: list[int], reset: bool) -> Iterator[Changes]:
+        """The changes since `known`, a chunk at a time; the first chunk carries the removals."""
+        assert self._index is not None
+        dimension = self._index.dimension
+        cursor = self.db.execute(EVERYTHING if known < 0 else SINCE, (self.ns, known))
+        first = True
+        while True:
+            rows = [row for _, row in zip(range(CHUNK), cursor, strict=False)]
+            if first or rows:
+                yield _to_changes(rows, sequence, removed if first else [], reset and first, dimension)
+            if len(rows) < CHUNK:
+                return
+            first = False
+
+    def get(self, ids: Sequence[str], now: float) -> list[MemoryEntry | None]:
+        """See `Store.get`."""
+        rows = [
+            self.db.execute(f"SELECT row FROM memories WHERE {LIVE} AND id = ?3", (self.ns, now, memory_id)).get  # noqa: S608 constant
+            for memory_id in ids
+        ]
+        return [None if row is None else entry_at(self.db, row) for row in rows]
+
+    def page(self, wanted: Filter, now: float, limit: int, after: str | None) -> list[MemoryEntry]:
+        """See `Store.page`."""
+        conditions = [LIVE, "importance >= ?3"]
+        values: list[Any] = [self.ns, now, wanted.min_importance]
+
+        def condition(text: str, *new: object) -> None:
+            first = len(values) + 1
+            conditions.append(text.format(*(f"?{first + i}" for i in range(len(new)))))
+            values.extend(new)
+
+        if wanted.tier is not None:
+            condition("tier = {}", TIER_CODE[wanted.tier])
+        for tag in sorted(wanted.tags):
+            condition("EXISTS (SELECT 1 FROM json_each(tags) WHERE value = {})", tag)
+        if wanted.actor is not None:
+            condition("actor = {}", wanted.actor)
+        if wanted.session is not None:
+            condition("session = {}", wanted.session)
+        if wanted.pinned is not None:
+            condition("pinned = {}", int(wanted.pinned))
+        if after is not None:
+            last = self.db.execute("SELECT created, row FROM memories WHERE ns = ? AND id = ?", (self.ns, after)).get
+            if last is None:
+                raise InvalidInputError(f"after: the memory {after!r} is gone; begin the listing again")
+            condition("(created, row) < ({}, {})", *last)
+        condition("1 ORDER BY created DESC, row DESC LIMIT {}", limit)
+        where = " AND ".join(conditions)
+        return [decode(row) for row in self.db.execute(f"SELECT {ENTRY_COLUMNS} FROM memories WHERE {where}", values)]  # noqa: S608 constants; every value is bound
+
+    def counts(self, now: float) -> dict[MemoryTier, int]:
+        """See `Store.counts`: all rows less those that have expired and wait for a sweep."""
+        counts = dict.fromkeys(TIERS, 0)
+        for code, count in self.db.execute("SELECT tier, count FROM tiers WHERE ns = ?", (self.ns,)):
+            gone = self.db.execute(
+                "SELECT count(*) FROM memories WHERE ns = ? AND tier = ? AND expires <= ?", (self.ns, code, now)
+            ).get
+            counts[TIERS[code]] = count - gone
+        return counts
+
+
+def _to_changes(rows: list[tuple[Any, ...]], sequence: int, removed: list[int], reset: bool, dimension: int) -> Changes:
+    numbers, importance, times, expires, scales, errors, tiers, codes, terms = (
+        zip(*rows, strict=True) if rows else ((),) * 9
+    )
+    return Changes(
+        sequence=sequence,
+        reset=reset,
+        removed=removed,
+        added=Rows(
+            rows=np.array(numbers, np.int64),
+            importance=np.array(importance, np.float64),
+            times=np.array(times, np.float64),
+            expires=np.array(expires, np.float64),
+            codes=np.frombuffer(b"".join(codes), np.int8).reshape(len(rows), dimension),
+            scales=np.array(scales, np.float32),
+            errors=np.array(errors, np.float32),
+            terms=list(terms),
+        ),
+        tiers=np.array(tiers, np.uint8),
+    )

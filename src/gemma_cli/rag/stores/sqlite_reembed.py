@@ -1,0 +1,140 @@
+"""How a namespace goes over to another model, or to another way of cutting words. Synchronous; each function runs in a
+write transaction of its caller, except `refresh_words`, which opens its own."""
+
+import json
+from collections.abc import Sequence
+from typing import Final
+
+import apsw
+import numpy as np
+from numpy.typing import NDArray
+
+from gemma_cli.rag.errors import ModelMismatchError, StoreVersionError
+from gemma_cli.rag.quantize import quantize
+from gemma_cli.rag.stores.base import Pending, StoredModel
+from gemma_cli.rag.stores.sqlite_rows import entry_at, terms_of, to_model
+from gemma_cli.rag.stores.sqlite_write import Scope, sweep
+from gemma_cli.rag.words import WORDS_VERSION
+
+CHUNK: Final = 1024
+
+
+def _columns(model: StoredModel) -> tuple[str, bytes | None]:
+    return json.dumps(model.identity.to_dict()), None if model.probe is None else model.probe.tobytes()
+
+
+def adopt(scope: Scope, model: StoredModel) -> int:
+    """See `Store.adopt`; returns the generation that holds from now on."""
+    kept, probe, generation = scope.db.execute(
+        "SELECT model, probe, generation FROM namespaces WHERE ns = ?", (scope.ns,)
+    ).get
+    occupied = scope.db.execute("SELECT EXISTS(SELECT 1 FROM memories WHERE ns = ?)", (scope.ns,)).get
+    there = to_model(kept, probe)
+    if there is not None and there.identity.same_model(model.identity):
+        return int(generation)
+    if there is not None and occupied:
+        raise ModelMismatchError(
+            f"another process has begun this store with the model {there.identity.name}; open it with that one"
+        )
+    # Who has opened the empty store for another model learns of it by the generation.
+    generation += there is not None
+    scope.db.execute(
+        "UPDATE namespaces SET model = ?, probe = ?, generation = ? WHERE ns = ?",
+        (*_columns(model), generation, scope.ns),
+    )
+    return int(generation)
+
+
+def refresh_words(db: apsw.Connection, ns: int, stored: int, where: str) -> None:
+    """Cuts the words of every memory anew if an older version of this package cut them."""
+    if stored > WORDS_VERSION:
+        raise StoreVersionError(f"{where} was indexed by a newer version of gemma-rag; upgrade this one")
+    if stored == WORDS_VERSION:
+        return
+    db.execute("BEGIN IMMEDIATE")
+    try:
+        sequence = Scope(db, ns, 0.0).next_sequence()
+        rows = [row for (row,) in db.execute("SELECT row FROM memories WHERE ns = ?", (ns,))]
+        for row in rows:
+            db.execute(
+                "UPDATE memories SET terms = ?, sequence = ? WHERE row = ?",
+                (terms_of(entry_at(db, row)), sequence, row),
+            )
+        db.execute("UPDATE namespaces SET words_version = ? WHERE ns = ?", (WORDS_VERSION, ns))
+    except BaseException:
+        db.execute("ROLLBACK")
+        raise
+    db.execute("COMMIT")
+
+
+def begin(scope: Scope, model: StoredModel) -> int:
+    """See `Reembedding.reembed_begin`."""
+    kept, probe = scope.db.execute("SELECT next_model, next_probe FROM namespaces WHERE ns = ?", (scope.ns,)).get
+    before = to_model(kept, probe)
+    if before is None or not _same(before, model):
+        scope.db.execute(
+            "DELETE FROM next_vectors WHERE row IN (SELECT row FROM memories WHERE ns = ?)",
+            (scope.ns,),
+        )
+        scope.db.execute(
+            "UPDATE namespaces SET next_model = ?, next_probe = ? WHERE ns = ?", (*_columns(model), scope.ns)
+        )
+    sweep(scope)
+    return int(scope.db.execute(f"SELECT count(*) {_LEFT}", (scope.ns,)).get)
+
+
+def _same(one: StoredModel, other: StoredModel) -> bool:
+    """Whether vectors gathered for the one can be used for the other, to the bit of the probe."""
+    return one.identity == other.identity and (
+        one.probe is other.probe
+        or (one.probe is not None and other.probe is not None and np.array_equal(one.probe, other.probe))
+    )
+
+
+_LEFT: Final = "FROM memories WHERE ns = ? AND row NOT IN (SELECT row FROM next_vectors)"
+
+
+def pending(db: apsw.Connection, ns: int, limit: int) -> list[Pending]:
+    """See `Reembedding.reembed_next`."""
+    found = db.execute(f"SELECT row, sequence, content {_LEFT} LIMIT ?", (ns, limit))
+    return [Pending(*row) for row in found]
+
+
+def keep(scope: Scope, done: Sequence[Pending], vectors: NDArray[np.float32]) -> None:
+    """See `Reembedding.reembed_put`. A memory that has changed or gone meanwhile is left out."""
+    for memory, vector in zip(done, vectors, strict=True):
+        scope.db.execute(
+            "INSERT OR REPLACE INTO next_vectors SELECT row, ? FROM memories WHERE row = ? AND sequence = ?",
+            (vector.tobytes(), memory.row, memory.version),
+        )
+
+
+def finish(scope: Scope) -> int | None:
+    """See `Reembedding.reembed_finish`: the new generation, or None."""
+    sweep(scope)
+    if scope.db.execute(f"SELECT EXISTS(SELECT 1 {_LEFT})", (scope.ns,)).get:
+        return None
+    sequence = scope.next_sequence()
+    rows = [row for (row,) in scope.db.execute("SELECT row FROM memories WHERE ns = ?", (scope.ns,))]
+    for start in range(0, len(rows), CHUNK):
+        _take_over(scope, rows[start : start + CHUNK], sequence)
+    # The floor makes every reader load the index anew.
+    return int(
+        scope.db.execute(
+            "UPDATE namespaces SET model = next_model, probe = next_probe, next_model = NULL, next_probe = NULL, "
+            "floor = sequence, generation = generation + 1 WHERE ns = ? RETURNING generation",
+            (scope.ns,),
+        ).get
+    )
+
+
+def _take_over(scope: Scope, rows: list[int], sequence: int) -> None:
+    blobs = [scope.db.execute("SELECT vector FROM next_vectors WHERE row = ?", (row,)).get for row in rows]
+    quantised = quantize(np.frombuffer(b"".join(blobs), np.float32).reshape(len(rows), -1))
+    for i, row in enumerate(rows):
+        scope.db.execute("UPDATE vectors SET vector = ? WHERE row = ?", (blobs[i], row))
+        scope.db.execute(
+            "UPDATE memories SET code = ?, scale = ?, error = ?, sequence = ? WHERE row = ?",
+            (quantised.codes[i].tobytes(), float(quantised.scales[i]), float(quantised.errors[i]), sequence, row),
+        )
+        scope.db.execute("DELETE FROM next_vectors WHERE row = ?", (row,))

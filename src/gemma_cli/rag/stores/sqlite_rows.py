@@ -1,0 +1,143 @@
+"""A memory as a row of the SQLite store, and back."""
+
+import json
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
+from typing import Any, Final
+
+import apsw
+import numpy as np
+from numpy.typing import NDArray
+
+from gemma_cli.rag.embedders.base import ModelIdentity
+from gemma_cli.rag.index import TIERS
+from gemma_cli.rag.memory import MemoryEntry, MemoryTier, standing
+from gemma_cli.rag.quantize import quantize
+from gemma_cli.rag.stores.base import StoredModel
+from gemma_cli.rag.words import encode_terms, facet
+
+TIER_CODE: Final = {tier: code for code, tier in enumerate(TIERS)}
+
+ENTRY_COLUMNS: Final = (
+    "id, content, tier, importance, created, accessed, access_count, expires, pinned, actor, session, occurred, "
+    "tags, metadata"
+)
+
+INSERT: Final = (
+    "INSERT INTO memories(ns, sequence, expires, id, tier, importance, standing, access_count, created, accessed, "
+    "occurred, pinned, scale, error, code, terms, content, actor, session, tags, metadata) "
+    "VALUES(?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)"
+)
+"""Takes (ns, sequence, expires) and then what `encode` gives."""
+
+Row = tuple[Any, ...]
+
+
+def encode(entries: Sequence[MemoryEntry]) -> list[tuple[MemoryTier, Row, bytes]]:
+    """Tier, row (what `INSERT` takes after its first three values) and vector of each entry."""
+    vectors = np.stack([vector_of(entry) for entry in entries])
+    quantised = quantize(vectors)
+    scales, errors = quantised.scales.tolist(), quantised.errors.tolist()
+    encoded = []
+    for i, entry in enumerate(entries):
+        row = (
+            entry.id,
+            TIER_CODE[entry.tier],
+            entry.importance,
+            standing(entry.importance, entry.access_count),
+            entry.access_count,
+            entry.created_at.timestamp(),
+            entry.last_accessed.timestamp(),
+            None if entry.occurred_at is None else entry.occurred_at.timestamp(),
+            int(entry.pinned),
+            scales[i],
+            errors[i],
+            quantised.codes[i].tobytes(),
+            terms_of(entry),
+            entry.content,
+            entry.actor,
+            entry.session,
+            json.dumps(sorted(entry.tags), ensure_ascii=False) if entry.tags else None,
+            json.dumps(entry.metadata, ensure_ascii=False) if entry.metadata else None,
+        )
+        encoded.append((entry.tier, row, vectors[i].tobytes()))
+    return encoded
+
+
+def vector_of(entry: MemoryEntry) -> NDArray[np.float32]:
+    if entry.embedding is None:
+        raise AssertionError("a store was given a memory without an embedding")
+    return entry.embedding
+
+
+def terms_of(entry: MemoryEntry) -> bytes:
+    """Content words and the facets that filters go by."""
+    return encode_terms(entry.content, facets(entry.tags, entry.actor, entry.session))
+
+
+def facets(tags: set[str] | frozenset[str], actor: str | None, session: str | None) -> Iterator[int]:
+    for tag in tags:
+        yield facet("tag", tag)
+    if actor is not None:
+        yield facet("actor", actor)
+    if session is not None:
+        yield facet("session", session)
+
+
+def decode(row: Row, vector: bytes | None = None) -> MemoryEntry:
+    """The memory in the `ENTRY_COLUMNS` of a row; its embedding is read-only."""
+    (
+        memory_id,
+        content,
+        tier,
+        importance,
+        created,
+        accessed,
+        access_count,
+        expires,
+        pinned,
+        actor,
+        session,
+        occurred,
+        tags,
+        metadata,
+    ) = row
+    return MemoryEntry(
+        content=content,
+        memory_type=TIERS[tier],
+        importance=importance,
+        id=memory_id,
+        created_at=_time(created),
+        last_accessed=_time(accessed),
+        access_count=access_count,
+        tags=set(json.loads(tags)) if tags else set(),
+        metadata=json.loads(metadata) if metadata else {},
+        embedding=None if vector is None else np.frombuffer(vector, np.float32),
+        expires_at=None if expires is None else _time(expires),
+        pinned=bool(pinned),
+        actor=actor,
+        session=session,
+        occurred_at=None if occurred is None else _time(occurred),
+    )
+
+
+def entry_at(db: apsw.Connection, row: int) -> MemoryEntry:
+    """The memory in a row that is known to be there, embedding included."""
+    found = db.execute(
+        f"SELECT {ENTRY_COLUMNS} FROM memories WHERE row = ?",  # noqa: S608 the columns are a constant
+        (row,),
+    ).get
+    return decode(found, db.execute("SELECT vector FROM vectors WHERE row = ?", (row,)).get)
+
+
+def _time(seconds: float) -> datetime:
+    return datetime.fromtimestamp(seconds, UTC)
+
+
+def to_model(identity: str | None, probe: bytes | None) -> StoredModel | None:
+    """The model in the columns of a namespace."""
+    if identity is None:
+        return None
+    return StoredModel(
+        ModelIdentity(**json.loads(identity)), None if probe is None else np.frombuffer(probe, np.float32)
+    )

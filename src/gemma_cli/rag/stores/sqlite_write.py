@@ -1,0 +1,285 @@
+"""What the SQLite store does inside a write transaction. Synchronous; each function is one part of a transaction that
+its caller opens and ends. `Scope` names the namespace and hands out change numbers."""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import Final
+
+import apsw
+
+from gemma_cli.rag.errors import CapacityError, InvalidInputError, ModelMismatchError
+from gemma_cli.rag.index import TIERS
+from gemma_cli.rag.memory import FREQUENCY_HALF, FREQUENCY_WEIGHT, MemoryEntry, MemoryTier, TierRules
+from gemma_cli.rag.stores import sqlite_eviction as eviction
+from gemma_cli.rag.stores.base import KEEP, Update
+from gemma_cli.rag.stores.sqlite_rows import INSERT, TIER_CODE, Row, encode, entry_at
+
+REMOVALS_KEPT: Final = 20_000
+"""Removals a slow reader may lag behind before it has to load the index anew."""
+
+PROMOTION_ORDER: Final = (MemoryTier.LONG_TERM, MemoryTier.EPISODIC, MemoryTier.SHORT_TERM, MemoryTier.WORKING)
+"""From the top down, so that one run moves a memory one tier at most."""
+
+
+class Scope:
+    """One namespace within one transaction."""
+
+    def __init__(self, db: apsw.Connection, ns: int, now: float) -> None:
+        self.db = db
+        self.ns = ns
+        self.now = now
+
+    def expect_generation(self, generation: int) -> None:
+        """Raises `ModelMismatchError` when the vectors have gone over to another model since the store was opened."""
+        if self.db.execute("SELECT generation FROM namespaces WHERE ns = ?", (self.ns,)).get != generation:
+            raise ModelMismatchError("the store was re-embedded with another model meanwhile; open it again")
+
+    def next_sequence(self) -> int:
+        return int(
+            self.db.execute(
+                "UPDATE namespaces SET sequence = sequence + 1 WHERE ns = ? RETURNING sequence", (self.ns,)
+            ).get
+        )
+
+    def count(self, tier: MemoryTier) -> int:
+        """Rows of a tier, the expired that have not been swept included."""
+        return int(
+            self.db.execute("SELECT count FROM tiers WHERE ns = ? AND tier = ?", (self.ns, TIER_CODE[tier])).get or 0
+        )
+
+    def add_to_count(self, tier_code: int, difference: int) -> None:
+        self.db.execute(
+            "INSERT INTO tiers VALUES(?1, ?2, ?3) ON CONFLICT DO UPDATE SET count = count + ?3",
+            (self.ns, tier_code, difference),
+        )
+
+
+def put(
+    scope: Scope,
+    encoded: Sequence[tuple[MemoryTier, Row, bytes]],
+    entries: Sequence[MemoryEntry],
+    rules: TierRules,
+    replaces: Sequence[str],
+) -> None:
+    """See `Store.put`."""
+    delete(scope, replaces)
+    sequence = scope.next_sequence()
+    fresh: set[int] = set()
+    added: Counter[MemoryTier] = Counter()
+    for (tier, row, vector), entry in zip(encoded, entries, strict=True):
+        expires = None if entry.expires_at is None else entry.expires_at.timestamp()
+        try:
+            scope.db.execute(INSERT, (scope.ns, sequence, expires, *row))
+        except apsw.ConstraintError as error:
+            raise InvalidInputError(f"id: {row[0]!r} is already in the store") from error
+        number = scope.db.last_insert_rowid()
+        scope.db.execute("INSERT INTO vectors VALUES(?, ?)", (number, vector))
+        fresh.add(number)
+        added[tier] += 1
+    for tier, count in added.items():
+        scope.add_to_count(TIER_CODE[tier], count)
+    for tier in added:
+        make_room(scope, tier, rules, fresh)
+
+
+def make_room(scope: Scope, tier: MemoryTier, rules: TierRules, fresh: set[int]) -> None:
+    """Brings a tier within its capacity; the rows in `fresh` stay where they are while anything else can leave."""
+    capacity = rules.policies[tier].capacity
+    if scope.count(tier) <= capacity:
+        return
+    sweep(scope, (tier,))
+    target = rules.policies[tier].promotes_to
+    if target is not None and scope.count(tier) > capacity:
+        _promote(scope, tier, target, rules, fresh)
+    excess = scope.count(tier) - capacity
+    if excess <= 0:
+        return
+    leaving = eviction.least_relevant(scope.db, scope.ns, tier, excess, rules.decay, scope.now, spared=fresh)
+    if len(leaving) < excess:
+        # Only what came with this very write is left: the best of it stays, and the last of it in any case.
+        last = scope.db.execute(
+            "SELECT max(row) FROM memories WHERE ns = ? AND tier = ?", (scope.ns, TIER_CODE[tier])
+        ).get
+        leaving += eviction.least_relevant(
+            scope.db, scope.ns, tier, excess - len(leaving), rules.decay, scope.now, spared={*leaving, last}
+        )
+    if len(leaving) < excess:
+        raise CapacityError(
+            f"the tier {tier.value} holds {capacity:,} memories and too many of them are pinned: take a pin off, "
+            "or use another tier"
+        )
+    remove_rows(scope, leaving)
+
+
+def _promote(scope: Scope, tier: MemoryTier, target: MemoryTier, rules: TierRules, fresh: set[int]) -> int:
+    """Moves what deserves it from a tier to the next, and says how many. Highest relevance first: where the next tier
+    can't hold all of it (its pinned ones stay), the rest waits where it is."""
+    pinned = scope.db.execute(
+        "SELECT count(*) FROM memories WHERE ns = ? AND tier = ? AND pinned = 1", (scope.ns, TIER_CODE[target])
+    ).get
+    room = max(rules.policies[target].capacity - pinned, 0)
+    candidates = eviction.deserving(scope.db, scope.ns, tier, rules, scope.now)
+    rows = [candidate.row for candidate in candidates if candidate.row not in fresh][:room]
+    if rows:
+        move_rows(scope, rows, target, rules)
+        make_room(scope, target, rules, {*fresh, *rows})
+    return len(rows)
+
+
+def remove_rows(scope: Scope, rows: Sequence[int]) -> None:
+    """Removes rows for good and leaves word for the indexes."""
+    if not rows:
+        return
+    sequence = scope.next_sequence()
+    for row in rows:
+        tier = scope.db.execute("DELETE FROM memories WHERE row = ? RETURNING tier", (row,)).get
+        scope.db.execute("DELETE FROM vectors WHERE row = ?", (row,))
+        scope.db.execute("DELETE FROM next_vectors WHERE row = ?", (row,))
+        scope.db.execute("INSERT INTO removals VALUES(?, ?, ?)", (scope.ns, sequence, row))
+        scope.add_to_count(tier, -1)
+    if sequence % 256 == 0:
+        _forget_old_removals(scope)
+
+
+def _forget_old_removals(scope: Scope) -> None:
+    floor = scope.db.execute(
+        "SELECT sequence FROM removals WHERE ns = ? ORDER BY sequence DESC LIMIT 1 OFFSET ?", (scope.ns, REMOVALS_KEPT)
+    ).get
+    if floor is not None:
+        scope.db.execute("DELETE FROM removals WHERE ns = ? AND sequence <= ?", (scope.ns, floor))
+        scope.db.execute("UPDATE namespaces SET floor = ? WHERE ns = ?", (floor, scope.ns))
+
+
+def move_rows(scope: Scope, rows: Iterable[int], to: MemoryTier, rules: TierRules) -> None:
+    """Moves rows into a tier and starts its TTL; who calls it makes room there."""
+    sequence = scope.next_sequence()
+    expires = rules.policies[to].expiry(scope.now)
+    moved: Counter[int] = Counter()
+    for row in rows:
+        moved[scope.db.execute("SELECT tier FROM memories WHERE row = ?", (row,)).get] += 1
+        scope.db.execute(
+            "UPDATE memories SET tier = ?, expires = CASE pinned WHEN 0 THEN ? END, sequence = ? WHERE row = ?",
+            (TIER_CODE[to], expires, sequence, row),
+        )
+    for tier, count in moved.items():
+        scope.add_to_count(tier, -count)
+    scope.add_to_count(TIER_CODE[to], moved.total())
+
+
+def sweep(scope: Scope, tiers: Sequence[MemoryTier] = TIERS) -> int:
+    """Removes the expired of some tiers and says how many."""
+    rows = [
+        row
+        for tier in tiers
+        for (row,) in scope.db.execute(
+            "SELECT row FROM memories WHERE ns = ? AND tier = ? AND expires <= ?",
+            (scope.ns, TIER_CODE[tier], scope.now),
+        )
+    ]
+    remove_rows(scope, rows)
+    return len(rows)
+
+
+def rows_of(scope: Scope, ids: Iterable[str]) -> list[int]:
+    """Rows of the ids that are there, each once."""
+    found = []
+    for memory_id in dict.fromkeys(ids):
+        row = scope.db.execute(
+            "SELECT row FROM memories WHERE ns = ? AND id = ? AND (expires IS NULL OR expires > ?)",
+            (scope.ns, memory_id, scope.now),
+        ).get
+        if row is not None:
+            found.append(row)
+    return found
+
+
+def delete(scope: Scope, ids: Sequence[str]) -> int:
+    """See `Store.delete`."""
+    rows = rows_of(scope, ids)
+    remove_rows(scope, rows)
+    return len(rows)
+
+
+def move(scope: Scope, ids: Sequence[str], to: MemoryTier, rules: TierRules) -> int:
+    """See `Store.move`; what is in the tier already does not count."""
+    rows = [
+        row
+        for row in rows_of(scope, ids)
+        if scope.db.execute("SELECT tier FROM memories WHERE row = ?", (row,)).get != TIER_CODE[to]
+    ]
+    if rows:
+        move_rows(scope, rows, to, rules)
+        make_room(scope, to, rules, set(rows))
+    return len(rows)
+
+
+def promote(scope: Scope, rules: TierRules) -> Mapping[tuple[MemoryTier, MemoryTier], int]:
+    """See `Store.promote`."""
+    sweep(scope)
+    moves: dict[tuple[MemoryTier, MemoryTier], int] = {}
+    for tier in PROMOTION_ORDER:
+        target = rules.policies[tier].promotes_to
+        if target is not None and (count := _promote(scope, tier, target, rules, set())):
+            moves[tier, target] = count
+    return moves
+
+
+def touch(scope: Scope, ids: Iterable[str]) -> None:
+    """See `Store.touch`. The standing is computed as `memory.standing` does."""
+    for memory_id, times in Counter(ids).items():
+        scope.db.execute(
+            "UPDATE memories SET access_count = access_count + ?1, accessed = max(accessed, ?2), "
+            "standing = standing + ?5 * ((access_count + ?1) / (access_count + ?1 + ?6) "
+            "- access_count / (access_count + ?6)) WHERE ns = ?3 AND id = ?4",
+            (times, scope.now, scope.ns, memory_id, FREQUENCY_WEIGHT, FREQUENCY_HALF),
+        )
+
+
+def update(scope: Scope, memory_id: str, change: Update, rules: TierRules) -> MemoryEntry | None:
+    """See `Store.update`."""
+    rows = rows_of(scope, [memory_id])
+    if not rows:
+        return None
+    stored = rows[0]
+    old = entry_at(scope.db, stored)
+    new = _changed(old, change, rules, scope.now)
+    ((_, row, blob),) = encode([new])
+    expires = None if new.expires_at is None else new.expires_at.timestamp()
+    columns = INSERT[INSERT.index("(") + 1 : INSERT.index(")")]
+    scope.db.execute(
+        f"UPDATE memories SET ({columns}) = ({','.join('?' * (len(row) + 3))}) WHERE row = ?",  # noqa: S608 constants
+        (scope.ns, scope.next_sequence(), expires, *row, stored),
+    )
+    if change.content is not KEEP:
+        scope.db.execute("UPDATE vectors SET vector = ? WHERE row = ?", (blob, stored))
+        scope.db.execute("DELETE FROM next_vectors WHERE row = ?", (stored,))
+    return new
+
+
+def _changed(old: MemoryEntry, change: Update, rules: TierRules, now: float) -> MemoryEntry:
+    expires = old.expires_at
+    if change.pinned is True:
+        expires = None
+    elif change.pinned is False and old.pinned:
+        at = rules.policies[old.tier].expiry(now)
+        expires = None if at is None else datetime.fromtimestamp(at, UTC)
+    occurred = change.occurred_at
+    return replace(
+        old,
+        content=old.content if change.content is KEEP else change.content,
+        embedding=old.embedding if change.embedding is KEEP else change.embedding,
+        importance=old.importance if change.importance is KEEP else change.importance,
+        tags=old.tags if change.tags is KEEP else set(change.tags),
+        metadata=old.metadata if change.metadata is KEEP else dict(change.metadata),
+        pinned=old.pinned if change.pinned is KEEP else change.pinned,
+        actor=old.actor if change.actor is KEEP else change.actor,
+        session=old.session if change.session is KEEP else change.session,
+        occurred_at=old.occurred_at
+        if occurred is KEEP
+        else None
+        if occurred is None
+        else datetime.fromtimestamp(occurred, UTC),
+        expires_at=expires,
+    )
