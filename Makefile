@@ -1,0 +1,8 @@
+# Each target is a command of dev.py, which sets up .venv/ on first use: `make test ARGS="-k settings"`.
+PYTHON ?= python3
+ARGS ?=
+
+.PHONY: demo test lint bench clean
+
+demo test lint bench clean:
+	@$(PYTHON) dev.py $@ $(ARGS)
