@@ -87,9 +87,15 @@ class CombiningWorker(Generic[T, R]):
 
         Raises QueueFullError when `max_waiting` items wait and BackendStateError after `close`.
         """
-        future: asyncio.Future[R] = asyncio.get_running_loop().create_future()
-        self._line.put(future, item)
-        return future
+        return self.put_many([item])[0]
+
+    def put_many(self, items: Sequence[T]) -> list[asyncio.Future[R]]:
+        """Queues all of `items` or, where they don't fit, none (QueueFullError). The thread sees them together, so
+        that it does not leave with the first while the others are still on their way."""
+        loop = asyncio.get_running_loop()
+        futures: list[asyncio.Future[R]] = [loop.create_future() for _ in items]
+        self._line.put(futures, items)
+        return futures
 
     def withdraw(self, future: asyncio.Future[R]) -> bool:
         """Takes an item that still waits out of the queue and cancels its future. False: it is too late for that."""
@@ -139,20 +145,21 @@ class _Line(Generic[T, R]):
 
     # The callers' side
 
-    def put(self, future: asyncio.Future[R], item: T) -> None:
+    def put(self, futures: Sequence[asyncio.Future[R]], items: Sequence[T]) -> None:
         with self.lock:
             if self.closed:
                 raise BackendStateError(f"{self.name} is closed; nothing more can be submitted to it")
-            if len(self.waiting) >= self.max_waiting:
+            if len(self.waiting) + len(items) > self.max_waiting:
                 raise QueueFullError(
-                    f"{self.name}: {self.max_waiting:,} requests wait already; try again later or send fewer at once"
+                    f"{self.name}: {len(self.waiting):,} requests wait already, and {self.max_waiting:,} may; "
+                    "try again later or send fewer at once"
                 )
             if self.thread is None:
                 thread = threading.Thread(target=self.serve, name=self.name, daemon=True)
                 thread.start()
                 self.thread = thread
                 _lines.add(self)
-            self.waiting[future] = item
+            self.waiting.update(zip(futures, items, strict=True))
             if 0 < self.wake_at <= len(self.waiting):
                 self.rouse()
 
@@ -250,12 +257,15 @@ def _deliver(name: str, futures: Sequence[asyncio.Future[R]], outcomes: Sequence
     """Hands each future its outcome in its own event loop: one wake-up a loop, however many futures."""
     by_loop: dict[asyncio.AbstractEventLoop, list[tuple[asyncio.Future[R], R | BaseException]]] = {}
     for future, outcome in zip(futures, outcomes, strict=True):
-        by_loop.setdefault(future.get_loop(), []).append((future, outcome))
+        if not future.done():  # cancelled meanwhile: there is nobody to tell, and perhaps no loop to tell it in
+            by_loop.setdefault(future.get_loop(), []).append((future, outcome))
     for loop, settled in by_loop.items():
         try:
             loop.call_soon_threadsafe(_settle, settled)
-        except RuntimeError:  # the loop is closed, and every caller in it has ended with it
-            logger.warning("callers_gone", extra={"worker": name, "items": len(settled)})
+        except (
+            RuntimeError
+        ):  # the loop is closed: every caller in it has ended, and asyncio told of those it had to end
+            logger.debug("callers_gone", extra={"worker": name, "items": len(settled)})
 
 
 def _settle(settled: list[tuple[asyncio.Future[R], R | BaseException]]) -> None:
