@@ -1,5 +1,6 @@
 """What the rest of the package may ask of an embedding model."""
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol, Self, runtime_checkable
 
@@ -56,3 +57,19 @@ class Tokenizing(Protocol):
 
     def count_tokens(self, texts: list[str]) -> list[int]:
         """How many tokens each text has, never truncated."""
+
+
+@runtime_checkable
+class CountingTokens(Protocol):
+    """An embedder that tells how many tokens it has run through the model."""
+
+    on_tokens: Callable[[int], None] | None
+    """Called after each `encode`, in its thread."""
+
+
+@runtime_checkable
+class Closing(Protocol):
+    """An embedder that holds something to be let go of."""
+
+    def close(self) -> None:
+        """Lets go of it; a second call does nothing."""
