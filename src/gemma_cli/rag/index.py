@@ -25,6 +25,9 @@ TIERS: Final = tuple(MemoryTier)
 MOST_CANDIDATES: Final = 2048
 """Bound on exact rescoring; reached only where thousands of memories are equal to within the int8 error."""
 
+ROUNDING: Final = 1e-5
+"""More than float32 arithmetic can be wrong about one score: 384 products and a handful of factors."""
+
 
 @dataclass(frozen=True, slots=True)
 class Changes:
@@ -144,7 +147,7 @@ class MemoryIndex:
             if tier not in question.tiers or not block.living:
                 continue
             worded = words.get(tier)
-            error = block.error_bound() + query_error
+            error = _product_error(block.error_bound(), query_error)
             if tier in nearness:
                 near = nearness[tier]
                 score = near * np.float32(weights.meaning) if weights.meaning != 1.0 else near
@@ -222,7 +225,9 @@ def finish(candidates: Candidates, vectors: NDArray[np.float32] | None) -> list[
         cosines = None
         scores = weights.words * words
     else:
-        cosines = (vectors @ question.vector).astype(np.float64)
+        # A matrix product sums a row in an order that depends on its place; rounded from float64, equals stay equal.
+        products = vectors.astype(np.float64) @ question.vector.astype(np.float64)
+        cosines = products.astype(np.float32).astype(np.float64)
         scores = weights.meaning * cosines + weights.words * words
         if question.min_similarity is not None:
             scores[cosines < question.min_similarity] = -np.inf
@@ -234,6 +239,12 @@ def finish(candidates: Candidates, vectors: NDArray[np.float32] | None) -> list[
     ]
 
 
+def _product_error(one: float, other: float) -> float:
+    """How far the product of two approximations is from that of the vectors of length 1 that they stand for, when they
+    are off by `one` and `other`: v·q - (v - a)·(q - b) = v·b + a·q - a·b."""
+    return one + other + one * other + ROUNDING
+
+
 def _best(
     scores: NDArray[np.float32], limit: int, margin: float, sure: NDArray[np.bool_] | None = None
 ) -> NDArray[np.intp]:
@@ -242,8 +253,7 @@ def _best(
     certain = scores if sure is None else scores[sure]
     if len(certain) > limit:
         cut = np.partition(certain, len(certain) - limit)[len(certain) - limit]
-        # A hair more than the margin, for the float32 rounding of the scores themselves.
-        picked = np.flatnonzero((scores >= cut - np.float32(margin + 1e-5)) & (scores > -np.inf))
+        picked = np.flatnonzero((scores >= cut - np.float32(margin + ROUNDING)) & (scores > -np.inf))
     else:
         picked = np.flatnonzero(scores > -np.inf)
     most = max(MOST_CANDIDATES, 2 * limit)

@@ -113,7 +113,7 @@ class MemoryEntry:
     access_count: int = 0
     tags: set[str] = field(default_factory=set)
     metadata: dict[str, Any] = field(default_factory=dict)
-    embedding: NDArray[np.float32] | None = None
+    embedding: NDArray[np.float32] | None = field(default=None, repr=False)
     expires_at: datetime | None = None
     pinned: bool = False
     actor: str | None = None

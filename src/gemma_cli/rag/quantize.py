@@ -22,7 +22,7 @@ def quantize(vectors: NDArray[np.float32]) -> Codes:
     """Symmetric int8 with one scale a row. `vectors` has shape [n, dimension]; zero rows stay zero."""
     scales = np.abs(vectors).max(axis=1, initial=0.0) / np.float32(LEVELS)
     safe = np.where(scales > 0, scales, np.float32(1))[:, None]
-    codes = np.rint(vectors / safe)
-    errors = np.linalg.norm(vectors - codes * scales[:, None], axis=1)
-    # One rounding step more, so that the bound also holds after the float32 arithmetic of this very line.
-    return Codes(codes.astype(np.int8), scales, np.nextafter(errors.astype(np.float32), np.float32(np.inf)))
+    codes = np.rint(vectors / safe).astype(np.int8)
+    # In float64: in float32 the rounding of this very line would be larger than a small error. Then rounded up.
+    errors = np.linalg.norm(vectors - codes * scales.astype(np.float64)[:, None], axis=1)
+    return Codes(codes, scales, np.nextafter(errors.astype(np.float32), np.float32(np.inf)))

@@ -49,7 +49,12 @@ def number(name: str, value: object, low: float = -math.inf, high: float = math.
     """A finite number within [low, high]."""
     if isinstance(value, bool) or (not isinstance(value, int | float) and not hasattr(value, "__float__")):
         raise InvalidTypeError(f"{name}: expected a number, got {type(value).__name__}")
-    result = float(value)  # numpy scalars and Decimal come this way
+    try:
+        result = float(value)  # numpy scalars and Decimal come this way
+    except OverflowError as error:
+        raise InvalidInputError(f"{name}: is larger than any float") from error
+    except (TypeError, ValueError) as error:  # an array of several numbers, a signalling NaN
+        raise InvalidTypeError(f"{name}: expected a number, got {type(value).__name__}: {error}") from error
     if not math.isfinite(result) or not low <= result <= high:
         raise InvalidInputError(f"{name}: {result!r} is not in [{low:g}, {high:g}]")
     return result
@@ -60,10 +65,17 @@ def importance(value: object, name: str = "importance") -> float:
 
 
 def whole(name: str, value: object, low: int = 1, high: int | None = None) -> int:
-    """A whole number of at least `low`."""
+    """A whole number of at least `low` that 64 bits can hold, as a store's column does."""
     if isinstance(value, bool) or not hasattr(value, "__index__"):
         raise InvalidTypeError(f"{name}: expected a whole number, got {type(value).__name__}")
-    result = int(value.__index__())
+    try:
+        result = int(value.__index__())
+    except TypeError as error:  # an array
+        raise InvalidTypeError(f"{name}: expected a whole number, got {type(value).__name__}: {error}") from error
+    if result.bit_length() > 63:
+        raise InvalidInputError(
+            f"{name}: a number of {result.bit_length()} bits; 64, one of them the sign, is the most"
+        )
     if result < low or (high is not None and result > high):
         raise InvalidInputError(f"{name}: {result} is not {f'at least {low}' if high is None else f'in {low}..{high}'}")
     return result
@@ -118,6 +130,10 @@ def _string_keys(value: object) -> None:
             _string_keys(inner)
 
 
+_LAST_MOMENT: Final = datetime(9999, 12, 31, 23, 59, 59, tzinfo=UTC)
+"""Stores keep seconds since the epoch as a float, which rounds a later moment up into the year 10000."""
+
+
 def moment(name: str, value: object) -> datetime:
     """An aware UTC datetime from a datetime, a number of seconds since the epoch or ISO 8601; naive ones are UTC."""
     try:
@@ -130,9 +146,12 @@ def moment(name: str, value: object) -> datetime:
     if not isinstance(value, datetime):
         raise InvalidTypeError(f"{name}: expected a datetime or ISO 8601 text, got {type(value).__name__}")
     try:
-        return (value if value.tzinfo else value.replace(tzinfo=UTC)).astimezone(UTC)
+        result = (value if value.tzinfo else value.replace(tzinfo=UTC)).astimezone(UTC)
     except OverflowError as error:
         raise InvalidInputError(f"{name}: {value!r} lies outside the years 1 to 9999 in UTC") from error
+    if result > _LAST_MOMENT:
+        raise InvalidInputError(f"{name}: {value!r} lies beyond {_LAST_MOMENT.isoformat()}, the last that can be kept")
+    return result
 
 
 def optional_moment(name: str, value: object) -> datetime | None:

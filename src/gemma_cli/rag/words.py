@@ -34,7 +34,10 @@ _UNSPACED: Final = (
     r"\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
     r"\U00020000-\U0003ffff"
 )
-_TOKEN: Final = re.compile(rf"[{_UNSPACED}]+|(?:(?![{_UNSPACED}_])\w)+(?:'(?:(?![{_UNSPACED}_])\w)+)*")
+# Vowel signs and other marks belong to the word that they stand in, but not to \w: without them, Hindi falls apart.
+_MARKS: Final = "".join(chr(c) for c in range(0x370, 0x2000) if unicodedata.category(chr(c)) in ("Mn", "Mc"))
+_LETTER: Final = rf"(?:(?![{_UNSPACED}_])[\w{_MARKS}])"
+_TOKEN: Final = re.compile(rf"[{_UNSPACED}]+|{_LETTER}+(?:'{_LETTER}+)*")
 _UNSPACED_CHAR: Final = re.compile(rf"[{_UNSPACED}]")
 _APOSTROPHES: Final = str.maketrans({"\u2019": "'", "\u02bc": "'", "\uff07": "'"})
 
@@ -54,7 +57,9 @@ def tokens(text: str) -> list[str]:
     """The folded words of a text, in order, unstemmed."""
     if text.isascii():
         return _ASCII_TOKEN.findall(text.lower())
-    decomposed = unicodedata.normalize("NFKD", text.translate(_APOSTROPHES).casefold())
+    # Decomposed twice: a mathematical bold A becomes an A that has a case, and an İ an i with a dot to be dropped.
+    plain = unicodedata.normalize("NFKD", text.translate(_APOSTROPHES)).casefold()
+    decomposed = unicodedata.normalize("NFKD", plain)
     folded = unicodedata.normalize("NFKC", "".join(c for c in decomposed if not _is_latin_mark(c)))
     found: list[str] = []
     for word in _TOKEN.findall(folded):

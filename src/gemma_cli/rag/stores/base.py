@@ -88,9 +88,9 @@ class Store(Protocol):
     async def close(self) -> None:
         """Finishes what was begun and lets go of everything; a second call does nothing."""
 
-    async def adopt(self, model: StoredModel) -> None:
-        """Writes down the model of a store that holds no memory yet; `ModelMismatchError` where another process was
-        quicker with another one."""
+    async def adopt(self, model: StoredModel) -> StoredModel:
+        """Writes down the model of a store that holds no memory yet, and returns the one that holds from now on:
+        another one where another process was quicker."""
 
     async def put(
         self, entries: Sequence[MemoryEntry], rules: TierRules, now: float, *, replaces: Sequence[str] = ()
@@ -103,9 +103,11 @@ class Store(Protocol):
     async def get(self, ids: Sequence[str], now: float) -> list[MemoryEntry | None]:
         """The memories with these ids, in their order, embeddings included."""
 
-    async def page(self, wanted: Filter, now: float, *, limit: int, after: str | None = None) -> list[MemoryEntry]:
-        """Newest first, without embeddings; `after` is the last id of the page before (`InvalidInputError` if it is
-        gone meanwhile)."""
+    async def page(
+        self, wanted: Filter, now: float, *, limit: int, after: tuple[float, str] | None = None
+    ) -> list[MemoryEntry]:
+        """Newest first (by creation, then by id), without embeddings; `after` is the creation time and the id of the
+        last one of the page before, which need not be there any more."""
 
     async def search(self, question: Question, now: float) -> list[MemoryEntry]:
         """The best memories for a question, best first, embeddings, scores and explanation filled in."""
@@ -169,3 +171,11 @@ class Reembedding(Protocol):
     async def reembed_finish(self, now: float) -> bool:
         """Lets the new vectors take over; False when memories without one have come meanwhile. Other processes that
         still use the old model get `ModelMismatchError` from then on."""
+
+
+@runtime_checkable
+class Verifying(Protocol):
+    """A store that can look itself through."""
+
+    async def verify(self) -> None:
+        """Reads everything; raises `StoreDamagedError` with the first thing that is wrong."""

@@ -273,11 +273,11 @@ class SqliteStore:
         result: T = await self._reads.submit(_Read(work))
         return result
 
-    async def adopt(self, model: StoredModel) -> None:
+    async def adopt(self, model: StoredModel) -> StoredModel:
         state = self._session()
-        state.generation = await self._write_with(0.0, lambda scope: sqlite_reembed.adopt(scope, model))
-        state.model = model
+        kept, state.generation = await self._write_with(0.0, lambda scope: sqlite_reembed.adopt(scope, model))
         state.searcher = Reader(state.reader, state.ns, state.generation)
+        return kept
 
     async def put(
         self, entries: Sequence[MemoryEntry], rules: TierRules, now: float, *, replaces: Sequence[str] = ()
@@ -292,7 +292,9 @@ class SqliteStore:
     async def get(self, ids: Sequence[str], now: float) -> list[MemoryEntry | None]:
         return await self._read_with(lambda reader: reader.get(ids, now))
 
-    async def page(self, wanted: Filter, now: float, *, limit: int, after: str | None = None) -> list[MemoryEntry]:
+    async def page(
+        self, wanted: Filter, now: float, *, limit: int, after: tuple[float, str] | None = None
+    ) -> list[MemoryEntry]:
         return await self._read_with(lambda reader: reader.page(wanted, now, limit, after))
 
     async def search(self, question: Question, now: float) -> list[MemoryEntry]:
@@ -353,6 +355,9 @@ class SqliteStore:
 
     async def change_token(self) -> int:
         return await self._read_with(lambda reader: reader.sequence())
+
+    async def verify(self) -> None:
+        await self._read_with(lambda reader: reader.verify(self._where))
 
     # Going over to another model
 

@@ -1,5 +1,6 @@
 """What the SQLite store does inside a read transaction, and the index that it keeps. Synchronous; one thread."""
 
+import json
 from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
@@ -8,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gemma_cli.rag.blocks import Rows
-from gemma_cli.rag.errors import InvalidInputError, ModelMismatchError
+from gemma_cli.rag.errors import ModelMismatchError, StoreDamagedError
 from gemma_cli.rag.index import TIERS, Candidates, Changes, Hit, MemoryIndex, Question, finish
 from gemma_cli.rag.memory import MemoryEntry, MemoryTier
 from gemma_cli.rag.stores.base import Filter
@@ -23,6 +24,14 @@ SINCE: Final = (
 )
 EVERYTHING: Final = SINCE.replace("AND sequence", "AND +sequence")
 """A few changes come by their index; a whole namespace is read in the order of the table."""
+
+CONSISTENT: Final = {
+    "memories without a vector": "SELECT count(*) FROM memories WHERE row NOT IN (SELECT row FROM vectors)",
+    "vectors without a memory": "SELECT count(*) FROM vectors WHERE row NOT IN (SELECT row FROM memories)",
+    "tiers with a wrong count": "SELECT count(*) FROM tiers AS t WHERE count != "
+    "(SELECT count(*) FROM memories WHERE ns = t.ns AND tier = t.tier)",
+}
+"""What SQLite can't know: each must count 0."""
 
 LIVE: Final = "ns = ?1 AND (expires IS NULL OR expires > ?2)"
 
@@ -44,6 +53,15 @@ class Reader:
     def sequence(self) -> int:
         """The number of the last change."""
         return int(self.db.execute("SELECT sequence FROM namespaces WHERE ns = ?", (self.ns,)).get)
+
+    def verify(self, where: str) -> None:
+        """See `Verifying.verify`."""
+        verdict = self.db.pragma("integrity_check")
+        if verdict != "ok":
+            raise StoreDamagedError(f"{where} is damaged ({verdict}); export what can be read, or restore a backup")
+        for what, sql in CONSISTENT.items():
+            if wrong := self.db.execute(sql).get:
+                raise StoreDamagedError(f"{where} is damaged: {wrong:,} {what}; export it and import it into a new one")
 
     def search(self, questions: Sequence[Question], now: float) -> list[list[MemoryEntry]]:
         """The answers to several questions, from one state of the store and one pass over the vectors."""
@@ -121,7 +139,7 @@ class Reader:
         ]
         return [None if row is None else entry_at(self.db, row) for row in rows]
 
-    def page(self, wanted: Filter, now: float, limit: int, after: str | None) -> list[MemoryEntry]:
+    def page(self, wanted: Filter, now: float, limit: int, after: tuple[float, str] | None) -> list[MemoryEntry]:
         """See `Store.page`."""
         conditions = [LIVE, "importance >= ?3"]
         values: list[Any] = [self.ns, now, wanted.min_importance]
@@ -133,8 +151,12 @@ class Reader:
 
         if wanted.tier is not None:
             condition("tier = {}", TIER_CODE[wanted.tier])
-        for tag in sorted(wanted.tags):
-            condition("EXISTS (SELECT 1 FROM json_each(tags) WHERE value = {})", tag)
+        if wanted.tags:
+            condition(
+                "(SELECT count(*) FROM json_each(tags) WHERE value IN (SELECT value FROM json_each({}))) = {}",
+                json.dumps(sorted(wanted.tags), ensure_ascii=False),
+                len(wanted.tags),
+            )
         if wanted.actor is not None:
             condition("actor = {}", wanted.actor)
         if wanted.session is not None:
@@ -142,11 +164,8 @@ class Reader:
         if wanted.pinned is not None:
             condition("pinned = {}", int(wanted.pinned))
         if after is not None:
-            last = self.db.execute("SELECT created, row FROM memories WHERE ns = ? AND id = ?", (self.ns, after)).get
-            if last is None:
-                raise InvalidInputError(f"after: the memory {after!r} is gone; begin the listing again")
-            condition("(created, row) < ({}, {})", *last)
-        condition("1 ORDER BY created DESC, row DESC LIMIT {}", limit)
+            condition("(created, id) < ({}, {})", *after)
+        condition("1 ORDER BY created DESC, id DESC LIMIT {}", limit)
         where = " AND ".join(conditions)
         return [decode(row) for row in self.db.execute(f"SELECT {ENTRY_COLUMNS} FROM memories WHERE {where}", values)]  # noqa: S608 constants; every value is bound
 

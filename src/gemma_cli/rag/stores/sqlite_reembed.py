@@ -9,7 +9,7 @@ import apsw
 import numpy as np
 from numpy.typing import NDArray
 
-from gemma_cli.rag.errors import ModelMismatchError, StoreVersionError
+from gemma_cli.rag.errors import StoreVersionError
 from gemma_cli.rag.quantize import quantize
 from gemma_cli.rag.stores.base import Pending, StoredModel
 from gemma_cli.rag.stores.sqlite_rows import entry_at, terms_of, to_model
@@ -23,26 +23,21 @@ def _columns(model: StoredModel) -> tuple[str, bytes | None]:
     return json.dumps(model.identity.to_dict()), None if model.probe is None else model.probe.tobytes()
 
 
-def adopt(scope: Scope, model: StoredModel) -> int:
-    """See `Store.adopt`; returns the generation that holds from now on."""
-    kept, probe, generation = scope.db.execute(
-        "SELECT model, probe, generation FROM namespaces WHERE ns = ?", (scope.ns,)
-    ).get
+def adopt(scope: Scope, model: StoredModel) -> tuple[StoredModel, int]:
+    """See `Store.adopt`; also returns the generation that holds from now on."""
+    columns = scope.db.execute("SELECT model, probe FROM namespaces WHERE ns = ?", (scope.ns,)).get
+    generation = int(scope.db.execute("SELECT generation FROM namespaces WHERE ns = ?", (scope.ns,)).get)
+    kept = to_model(*columns)
     occupied = scope.db.execute("SELECT EXISTS(SELECT 1 FROM memories WHERE ns = ?)", (scope.ns,)).get
-    there = to_model(kept, probe)
-    if there is not None and there.identity.same_model(model.identity):
-        return int(generation)
-    if there is not None and occupied:
-        raise ModelMismatchError(
-            f"another process has begun this store with the model {there.identity.name}; open it with that one"
-        )
+    if kept is not None and (occupied or _same(kept, model)):
+        return kept, generation
     # Who has opened the empty store for another model learns of it by the generation.
-    generation += there is not None
+    generation += kept is not None
     scope.db.execute(
         "UPDATE namespaces SET model = ?, probe = ?, generation = ? WHERE ns = ?",
         (*_columns(model), generation, scope.ns),
     )
-    return int(generation)
+    return model, generation
 
 
 def refresh_words(db: apsw.Connection, ns: int, stored: int, where: str) -> None:
@@ -84,7 +79,7 @@ def begin(scope: Scope, model: StoredModel) -> int:
 
 
 def _same(one: StoredModel, other: StoredModel) -> bool:
-    """Whether vectors gathered for the one can be used for the other, to the bit of the probe."""
+    """Whether two models are one, to the bit of the probe."""
     return one.identity == other.identity and (
         one.probe is other.probe
         or (one.probe is not None and other.probe is not None and np.array_equal(one.probe, other.probe))

@@ -70,11 +70,7 @@ def put(
     added: Counter[MemoryTier] = Counter()
     for (tier, row, vector), entry in zip(encoded, entries, strict=True):
         expires = None if entry.expires_at is None else entry.expires_at.timestamp()
-        try:
-            scope.db.execute(INSERT, (scope.ns, sequence, expires, *row))
-        except apsw.ConstraintError as error:
-            raise InvalidInputError(f"id: {row[0]!r} is already in the store") from error
-        number = scope.db.last_insert_rowid()
+        number = _insert(scope, (scope.ns, sequence, expires, *row), row[0])
         scope.db.execute("INSERT INTO vectors VALUES(?, ?)", (number, vector))
         fresh.add(number)
         added[tier] += 1
@@ -82,6 +78,21 @@ def put(
         scope.add_to_count(TIER_CODE[tier], count)
     for tier in added:
         make_room(scope, tier, rules, fresh)
+
+
+def _insert(scope: Scope, values: Row, memory_id: str) -> int:
+    """The number of the new row. The id of a memory that has expired is free, swept or not."""
+    try:
+        scope.db.execute(INSERT, values)
+    except apsw.ConstraintError as error:
+        expired = scope.db.execute(
+            "SELECT row FROM memories WHERE ns = ? AND id = ? AND expires <= ?", (scope.ns, memory_id, scope.now)
+        ).get
+        if expired is None:
+            raise InvalidInputError(f"id: {memory_id!r} is already in the store") from error
+        remove_rows(scope, [expired])
+        scope.db.execute(INSERT, values)
+    return scope.db.last_insert_rowid()
 
 
 def make_room(scope: Scope, tier: MemoryTier, rules: TierRules, fresh: set[int]) -> None:
@@ -99,11 +110,10 @@ def make_room(scope: Scope, tier: MemoryTier, rules: TierRules, fresh: set[int])
     leaving = eviction.least_relevant(scope.db, scope.ns, tier, excess, rules.decay, scope.now, spared=fresh)
     if len(leaving) < excess:
         # Only what came with this very write is left: the best of it stays, and the last of it in any case.
-        last = scope.db.execute(
-            "SELECT max(row) FROM memories WHERE ns = ? AND tier = ?", (scope.ns, TIER_CODE[tier])
-        ).get
+        last = max(_in_tier(scope, fresh, tier), default=None)
+        spared = set(leaving) if last is None else {*leaving, last}
         leaving += eviction.least_relevant(
-            scope.db, scope.ns, tier, excess - len(leaving), rules.decay, scope.now, spared={*leaving, last}
+            scope.db, scope.ns, tier, excess - len(leaving), rules.decay, scope.now, spared=spared
         )
     if len(leaving) < excess:
         raise CapacityError(
@@ -113,19 +123,31 @@ def make_room(scope: Scope, tier: MemoryTier, rules: TierRules, fresh: set[int])
     remove_rows(scope, leaving)
 
 
-def _promote(scope: Scope, tier: MemoryTier, target: MemoryTier, rules: TierRules, fresh: set[int]) -> int:
-    """Moves what deserves it from a tier to the next, and says how many. Highest relevance first: where the next tier
-    can't hold all of it (its pinned ones stay), the rest waits where it is."""
-    pinned = scope.db.execute(
-        "SELECT count(*) FROM memories WHERE ns = ? AND tier = ? AND pinned = 1", (scope.ns, TIER_CODE[target])
-    ).get
-    room = max(rules.policies[target].capacity - pinned, 0)
+def _promote(scope: Scope, tier: MemoryTier, target: MemoryTier, rules: TierRules, fresh: set[int]) -> list[int]:
+    """Moves what deserves it from a tier to the next, and returns the rows. Highest relevance first: where the next
+    tier can't hold all of it (its pinned and its fresh ones stay), the rest waits where it is."""
     candidates = eviction.deserving(scope.db, scope.ns, tier, rules, scope.now)
-    rows = [candidate.row for candidate in candidates if candidate.row not in fresh][:room]
+    rows = [candidate.row for candidate in candidates if candidate.row not in fresh]
+    if not rows:
+        return []
+    staying = {
+        row
+        for (row,) in scope.db.execute(
+            "SELECT row FROM memories WHERE ns = ? AND tier = ? AND pinned = 1", (scope.ns, TIER_CODE[target])
+        )
+    }
+    staying.update(_in_tier(scope, fresh, target))
+    rows = rows[: max(rules.policies[target].capacity - len(staying), 0)]
     if rows:
         move_rows(scope, rows, target, rules)
         make_room(scope, target, rules, {*fresh, *rows})
-    return len(rows)
+    return rows
+
+
+def _in_tier(scope: Scope, rows: Iterable[int], tier: MemoryTier) -> list[int]:
+    """Those of the rows that stand in a tier."""
+    code = TIER_CODE[tier]
+    return [row for row in rows if scope.db.execute("SELECT tier FROM memories WHERE row = ?", (row,)).get == code]
 
 
 def remove_rows(scope: Scope, rows: Sequence[int]) -> None:
@@ -219,10 +241,12 @@ def promote(scope: Scope, rules: TierRules) -> Mapping[tuple[MemoryTier, MemoryT
     """See `Store.promote`."""
     sweep(scope)
     moves: dict[tuple[MemoryTier, MemoryTier], int] = {}
+    moved: set[int] = set()  # room made in a tier for later ones must not send earlier ones a second tier up
     for tier in PROMOTION_ORDER:
         target = rules.policies[tier].promotes_to
-        if target is not None and (count := _promote(scope, tier, target, rules, set())):
-            moves[tier, target] = count
+        if target is not None and (rows := _promote(scope, tier, target, rules, moved)):
+            moves[tier, target] = len(rows)
+            moved.update(rows)
     return moves
 
 

@@ -1,0 +1,81 @@
+"""Memory for LLM agents, in five tiers, on the user's own machine."""
+
+from gemma_cli.rag._version import __version__
+from gemma_cli.rag.administration import BackendInfo
+from gemma_cli.rag.background import BackgroundTasks
+from gemma_cli.rag.batching import BatchEmbedder
+from gemma_cli.rag.consolidation import MemoryConsolidator, Plan, PlannedLoss, PlannedMove
+from gemma_cli.rag.embedders import EmbeddingOptions, create_embedder
+from gemma_cli.rag.embedders.base import Embedder, ModelIdentity
+from gemma_cli.rag.errors import (
+    BackendStateError,
+    CapacityError,
+    DocumentError,
+    DocumentNotFoundError,
+    GemmaRagError,
+    InvalidInputError,
+    InvalidTypeError,
+    MissingExtraError,
+    ModelDamagedError,
+    ModelError,
+    ModelMismatchError,
+    ModelNotFoundError,
+    QueueFullError,
+    SettingsError,
+    StoreBusyError,
+    StoreDamagedError,
+    StoreError,
+    StoreFullError,
+    StoreUnavailableError,
+    StoreVersionError,
+)
+from gemma_cli.rag.memory import TIER_POLICIES, MemoryEntry, MemoryTier, TierPolicy, TierRules
+from gemma_cli.rag.monitoring import PerformanceMonitor
+from gemma_cli.rag.python_backend import PythonRAGBackend
+from gemma_cli.rag.queries import QueryOptimizer
+from gemma_cli.rag.settings import Settings, load_settings
+
+__all__ = [
+    "TIER_POLICIES",
+    "BackendInfo",
+    "BackendStateError",
+    "BackgroundTasks",
+    "BatchEmbedder",
+    "CapacityError",
+    "DocumentError",
+    "DocumentNotFoundError",
+    "Embedder",
+    "EmbeddingOptions",
+    "GemmaRagError",
+    "InvalidInputError",
+    "InvalidTypeError",
+    "MemoryConsolidator",
+    "MemoryEntry",
+    "MemoryTier",
+    "MissingExtraError",
+    "ModelDamagedError",
+    "ModelError",
+    "ModelIdentity",
+    "ModelMismatchError",
+    "ModelNotFoundError",
+    "PerformanceMonitor",
+    "Plan",
+    "PlannedLoss",
+    "PlannedMove",
+    "PythonRAGBackend",
+    "QueryOptimizer",
+    "QueueFullError",
+    "Settings",
+    "SettingsError",
+    "StoreBusyError",
+    "StoreDamagedError",
+    "StoreError",
+    "StoreFullError",
+    "StoreUnavailableError",
+    "StoreVersionError",
+    "TierPolicy",
+    "TierRules",
+    "__version__",
+    "create_embedder",
+    "load_settings",
+]

@@ -1,0 +1,144 @@
+"""The verbs about a memory as a whole: counting, cleaning, moving, promoting. `PythonRAGBackend` inherits them."""
+
+import functools
+import os
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from typing import Concatenate, ParamSpec, TypeVar
+
+from gemma_cli.rag import reembedding, transfer
+from gemma_cli.rag._version import __version__
+from gemma_cli.rag.embedders.base import ModelIdentity
+from gemma_cli.rag.intake import Intake
+from gemma_cli.rag.memory import MemoryEntry, MemoryTier, TierRules, parse_tier
+from gemma_cli.rag.monitoring import PerformanceMonitor
+from gemma_cli.rag.repository import MemoryRepository, Progress
+from gemma_cli.rag.stores.base import Filter, Verifying
+
+P = ParamSpec("P")
+T = TypeVar("T")
+A = TypeVar("A", bound="Administration")
+
+
+def timed(verb: Callable[Concatenate[A, P], Awaitable[T]]) -> Callable[Concatenate[A, P], Awaitable[T]]:
+    """The verb, with its time and its errors in the backend's monitor."""
+    name = verb.__name__
+
+    @functools.wraps(verb)
+    async def timed_verb(self: A, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        if self.monitor is None:
+            return await verb(self, *args, **kwargs)
+        async with self.monitor.track_operation(name):
+            return await verb(self, *args, **kwargs)
+
+    return timed_verb
+
+
+@dataclass(frozen=True, slots=True)
+class BackendInfo:
+    """Facts for people. `model`, `dimension` and `engine` are None while the store has no vectors and no model has been
+    needed."""
+
+    url: str
+    namespace: str
+    size_bytes: int
+    index_bytes: int
+    memories: Mapping[str, int]
+    model: str | None
+    dimension: int | None
+    engine: str | None
+    versions: Mapping[str, str]
+
+
+class Administration:
+    """Needs nothing but a repository; whoever inherits it opens and closes that one."""
+
+    namespace: str
+    monitor: PerformanceMonitor | None
+    """Times of every verb; None where monitoring is switched off."""
+    _intake: Intake
+    _repository: MemoryRepository
+
+    @property
+    def rules(self) -> TierRules:
+        """Capacities, lifetimes, decay and the threshold of promotion that hold here."""
+        return self._repository.rules
+
+    def now(self) -> float:
+        """Seconds since the epoch, by this backend's clock."""
+        return self._repository.now()
+
+    @timed
+    async def get_memory_stats(self) -> dict[str, int]:
+        """How many live memories each of the five tiers holds."""
+        return {str(tier): count for tier, count in (await self._repository.store.counts(self.now())).items()}
+
+    async def get_info(self) -> BackendInfo:
+        """Facts for people: store, sizes, model, versions."""
+        info = await self._repository.store.info()
+        stored, loaded = self._repository.stored_model, self._repository.loaded
+        identity = (loaded.identity if loaded else None) or (stored.identity if stored else None)
+        return BackendInfo(
+            url=info.url,
+            namespace=self.namespace,
+            size_bytes=info.size_bytes,
+            index_bytes=info.index_bytes,
+            memories=await self.get_memory_stats(),
+            model=identity.name if identity else None,
+            dimension=identity.dimension if identity else None,
+            engine=f"{identity.engine} {identity.precision}".strip() if identity else None,
+            versions={"gemma-rag": __version__, **info.versions},
+        )
+
+    async def verify(self) -> None:
+        """Reads the whole store through; raises `StoreDamagedError` with the first thing that is wrong. Does nothing
+        where the store looks after that itself."""
+        store = self._repository.store
+        if isinstance(store, Verifying):
+            await store.verify()
+
+    async def try_model(self) -> ModelIdentity:
+        """Runs the embedding model once and says which it is."""
+        return (await self._repository.vectorizer.model()).identity
+
+    async def change_token(self) -> int:
+        """A number that grows with every change that could alter an answer, whichever process made it."""
+        return await self._repository.store.change_token()
+
+    @timed
+    async def export_memories(self, path: str | os.PathLike[str]) -> int:
+        """Writes every memory to a JSON Lines file, vectors included, and says how many. A file that is there already
+        is replaced at the end, so that a failure leaves it as it was."""
+        return await transfer.export_memories(self._repository, path)
+
+    @timed
+    async def import_memories(self, path: str | os.PathLike[str], *, progress: Progress | None = None) -> int:
+        """Stores the memories of an exported file and says how many are new: ids that are there already and memories
+        that have expired are left out. Vectors are kept if the file's model is the store's, else made anew. A file
+        with a bad line stores nothing."""
+        return await transfer.import_memories(self._repository, self._intake, path, progress)
+
+    @timed
+    async def reembed(self, *, progress: Progress | None = None) -> int:
+        """Goes over to the model in use and says how many memories were embedded; the backend has to be opened with
+        `open(require_model=False)` for it. Can be interrupted and run again; until its end the old vectors serve."""
+        return await reembedding.reembed(self._repository, progress)
+
+    @timed
+    async def promote_deserving(self, rules: TierRules | None = None) -> Mapping[tuple[MemoryTier, MemoryTier], int]:
+        """Removes the expired, then moves every memory whose relevance reaches the threshold one tier up, in one step;
+        how many went from where to where. `rules`: other thresholds than this backend's own."""
+        return await self._repository.store.promote(rules or self.rules, self.now())
+
+    async def deserving_memories(self, tier: MemoryTier | str, rules: TierRules | None = None) -> list[MemoryEntry]:
+        """What `promote_deserving` would move out of a tier, highest relevance first."""
+        return await self._repository.store.deserving(parse_tier(tier), rules or self.rules, self.now())
+
+    async def all_memories(self) -> list[MemoryEntry]:
+        """Every live memory, newest first, without embeddings."""
+        return await self._repository.all(Filter())
+
+    @timed
+    async def cleanup_expired(self) -> int:
+        """Removes from the disk what has expired, and says how many; no verb has shown it since it did."""
+        return await self._repository.store.sweep(self.now())

@@ -1,0 +1,202 @@
+"""What matters moves up, what does not fades: when, how much of it, and what it will be."""
+
+import asyncio
+import logging
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
+from types import TracebackType
+from typing import Any, Final, Self
+
+from gemma_cli.rag import validation as check
+from gemma_cli.rag.memory import (
+    DEFAULT_DECAY,
+    DEFAULT_PROMOTION_THRESHOLD,
+    MemoryEntry,
+    MemoryTier,
+    TierRules,
+    parse_tier,
+)
+from gemma_cli.rag.python_backend import PythonRAGBackend
+
+logger = logging.getLogger("gemma_cli.rag.consolidation")
+
+DEFAULT_INTERVAL: Final = 300.0
+"""Seconds between two runs of the background task."""
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedMove:
+    """A memory that a run would move now, and why: its relevance reaches the threshold."""
+
+    memory: MemoryEntry
+    from_tier: MemoryTier
+    to_tier: MemoryTier
+    relevance: float
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedLoss:
+    """A memory that will expire, when, and what its relevance lacks to be promoted before."""
+
+    memory: MemoryEntry
+    expires_at: datetime
+    missing: float
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a run would move now, highest relevance first, and what will be forgotten within `days`, soonest first,
+    if nobody uses it meanwhile."""
+
+    moves: tuple[PlannedMove, ...]
+    losses: tuple[PlannedLoss, ...]
+    days: float
+
+
+class MemoryConsolidator:
+    """Promotes memories along the tiers by their relevance: importance, exponential decay with age, access frequency.
+
+    promotion_threshold: relevance in [0, 1] from which a memory moves up.
+    time_decay_factor: decay of relevance per day of age.
+    consolidation_interval: seconds between two runs of the background task.
+
+    A run is one transaction of the store: it moves a memory one tier at most, and two processes that consolidate at
+    once promote nothing twice. Pinned memories stay where they are.
+    """
+
+    def __init__(
+        self,
+        backend: PythonRAGBackend,
+        promotion_threshold: float = DEFAULT_PROMOTION_THRESHOLD,
+        time_decay_factor: float = DEFAULT_DECAY,
+        consolidation_interval: float = DEFAULT_INTERVAL,
+        *,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._backend = backend
+        self._threshold = check.number("promotion_threshold", promotion_threshold, 0.0, 1.0)
+        self._decay = check.number("time_decay_factor", time_decay_factor, 0.0)
+        self._interval = _interval("consolidation_interval", consolidation_interval)
+        self._monotonic = monotonic
+        self._task: asyncio.Task[None] | None = None
+        self._runs = 0
+        self._seconds = 0.0
+        self._moves: Counter[tuple[MemoryTier, MemoryTier]] = Counter()
+        self._last: datetime | None = None
+        self._errors = 0
+        self._last_error: str | None = None
+
+    @property
+    def _rules(self) -> TierRules:
+        return replace(self._backend.rules, decay=self._decay, threshold=self._threshold)
+
+    async def run_consolidation(self) -> int:
+        """Removes what has expired, promotes what deserves it, and says how many memories moved."""
+        start = self._monotonic()
+        moves = await self._backend.promote_deserving(self._rules)
+        self._seconds += self._monotonic() - start
+        self._runs += 1
+        self._moves.update(moves)
+        self._last = datetime.fromtimestamp(self._backend.now(), UTC)
+        return sum(moves.values())
+
+    async def analyze_candidates(self, tier: MemoryTier | str) -> list[MemoryEntry]:
+        """What a run would move out of a tier now, highest relevance first; changes nothing."""
+        return await self._backend.deserving_memories(parse_tier(tier, "tier"), self._rules)
+
+    async def promote_memory(self, memory_id: str, to_tier: MemoryTier | str) -> bool:
+        """Moves one memory into a tier, whatever its relevance; False if it is not there or stands there already."""
+        target = parse_tier(to_tier, "to_tier")
+        before = await self._backend.get_memory(memory_id)
+        moved = await self._backend.promote_memory(memory_id, target)
+        if moved and before is not None:
+            self._moves[before.tier, target] += 1
+        return moved
+
+    async def plan(self, days: float = 7.0) -> Plan:
+        """What a run would do now, and what the next `days` will forget; changes nothing."""
+        horizon = timedelta(days=check.number("days", days, 0.0, 36_525.0))
+        now = datetime.fromtimestamp(self._backend.now(), UTC)
+        rules = self._rules
+        moves = []
+        for tier, policy in rules.policies.items():
+            if policy.promotes_to is not None:
+                for memory in await self.analyze_candidates(tier):
+                    relevance = memory.calculate_relevance(self._decay, now)
+                    moves.append(PlannedMove(memory, tier, policy.promotes_to, relevance))
+        moving = {move.memory.id for move in moves}
+        losses = [
+            PlannedLoss(memory, memory.expires_at, self._threshold - memory.calculate_relevance(self._decay, now))
+            for memory in await self._backend.all_memories()
+            if memory.expires_at is not None and memory.expires_at <= now + horizon and memory.id not in moving
+        ]
+        moves.sort(key=lambda move: -move.relevance)
+        losses.sort(key=lambda loss: loss.expires_at)
+        return Plan(tuple(moves), tuple(losses), days)
+
+    # In the background
+
+    async def start_background_task(self, interval: float | None = None) -> None:
+        """Runs every `interval` seconds (default: `consolidation_interval`) until stopped. A second start does nothing
+        while the task is running."""
+        seconds = self._interval if interval is None else _interval("interval", interval)
+        if self._task is None or self._task.done():
+            self._task = asyncio.create_task(self._run_for_ever(seconds), name="gemma-rag-consolidation")
+
+    async def stop_background_task(self) -> None:
+        """Ends the background task; a run in progress is waited for. Idempotent."""
+        task, self._task = self._task, None
+        if task is not None:
+            task.cancel()
+            await asyncio.wait([task])
+
+    async def _run_for_ever(self, interval: float) -> None:
+        while True:
+            await asyncio.sleep(interval)
+            run = asyncio.ensure_future(self.run_consolidation())
+            try:
+                await asyncio.shield(run)
+            except asyncio.CancelledError:
+                await asyncio.wait([run])
+                self._note(run.exception())
+                raise
+            except Exception as error:  # one failed run must not end all later ones; get_stats and the log tell of it
+                self._note(error)
+
+    def _note(self, error: BaseException | None) -> None:
+        if error is not None:
+            self._errors += 1
+            self._last_error = f"{type(error).__name__}: {error}"
+            logger.error("consolidation_failed", extra={"reason": self._last_error})
+
+    async def __aenter__(self) -> Self:
+        await self.start_background_task()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.stop_background_task()
+
+    def get_stats(self) -> dict[str, Any]:
+        """What this object has done. `promotions_by_tier` counts by "from->to", `last_consolidation` is an aware UTC
+        datetime or None, `errors` counts failed background runs."""
+        return {
+            "total_consolidations": self._runs,
+            "total_promotions": self._moves.total(),
+            "promotions_by_tier": {f"{source}->{target}": count for (source, target), count in self._moves.items()},
+            "last_consolidation": self._last,
+            "avg_consolidation_time_ms": 1e3 * self._seconds / self._runs if self._runs else 0.0,
+            "running": self._task is not None and not self._task.done(),
+            "promotion_threshold": self._threshold,
+            "time_decay_factor": self._decay,
+            "errors": self._errors,
+            "last_error": self._last_error,
+        }
+
+
+def _interval(name: str, value: object) -> float:
+    return check.number(name, value, 0.001, 1e9)

@@ -1,0 +1,140 @@
+"""A document -> the memories of its chunks, and what of it is new since the last time."""
+
+import os
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Final
+
+from gemma_cli.rag.chunking import Chunk, chunk_document
+from gemma_cli.rag.embedders.base import Tokenizing
+from gemma_cli.rag.errors import InvalidInputError
+from gemma_cli.rag.intake import Intake
+from gemma_cli.rag.memory import MemoryEntry, MemoryTier
+from gemma_cli.rag.offload import in_thread
+from gemma_cli.rag.readers import SUPPORTED_SUFFIXES, Document, read_document
+from gemma_cli.rag.repository import MemoryRepository, Progress
+from gemma_cli.rag.stores.base import Filter
+
+SOURCE_KEY: Final = "source"
+"""The metadata key that marks a memory as a chunk: the absolute path of its document."""
+
+
+def documents_in(paths: Iterable[Path]) -> Iterator[Path]:
+    """The paths themselves, and of a directory every file below it that has a suffix of a document, in the order of
+    their names; hidden ones are left out."""
+    for path in paths:
+        if not path.is_dir():
+            yield path
+            continue
+        for found in sorted(path.rglob("*")):
+            hidden = any(part.startswith(".") for part in found.relative_to(path).parts)
+            if not hidden and found.suffix.lower() in SUPPORTED_SUFFIXES and found.is_file():
+                yield found
+
+
+@dataclass(frozen=True, slots=True)
+class ChunkedDocument:
+    """A document and the chunks that cover all of its text."""
+
+    document: Document
+    chunks: Sequence[Chunk]
+
+    @property
+    def session(self) -> str:
+        """By what the chunks of a document find each other: its absolute path."""
+        return str(self.document.path)
+
+    def metadata(self, chunk: Chunk) -> dict[str, Any]:
+        return {
+            SOURCE_KEY: self.session,
+            "title": self.document.title,
+            "heading": chunk.heading,
+            "chunk": chunk.index,
+        }
+
+
+def read_chunks(
+    path: str | os.PathLike[str], tokenizer: Tokenizing | None, chunk_size: int | None, chunk_overlap: int | None
+) -> ChunkedDocument:
+    """Reads a file and cuts it; blocks. Raises what `read_document` and `chunk_document` raise."""
+    document = read_document(path)
+    return ChunkedDocument(
+        document, chunk_document(document, tokenizer, chunk_size=chunk_size, chunk_overlap=chunk_overlap)
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """What has to happen so that a store holds a document as it is now: `new` chunks have to be embedded; `moved`
+    memories keep all but their place in the document; `gone` are the ids to remove, those of `moved` included."""
+
+    new: Sequence[Chunk]
+    moved: Sequence[MemoryEntry]
+    gone: Sequence[str]
+
+
+def difference(now: ChunkedDocument, stored: Sequence[MemoryEntry]) -> Difference:
+    """Compares chunks by their text; equal texts pair up in the order in which they stand."""
+    left: defaultdict[str, list[MemoryEntry]] = defaultdict(list)
+    for entry in sorted(stored, key=lambda entry: int(entry.metadata.get("chunk", 0)), reverse=True):
+        if entry.metadata.get(SOURCE_KEY) == now.session:
+            left[entry.content].append(entry)
+    new: list[Chunk] = []
+    moved: list[MemoryEntry] = []
+    for chunk in now.chunks:
+        same = left[chunk.text]
+        if not same:
+            new.append(chunk)
+        elif (entry := same.pop()).metadata != now.metadata(chunk):
+            moved.append(replace(entry, metadata=now.metadata(chunk)))
+    gone = [entry.id for entries in left.values() for entry in entries]
+    return Difference(new, moved, gone + [entry.id for entry in moved])
+
+
+@dataclass(frozen=True, slots=True)
+class Ingestion:
+    """How a document is to be stored. Sizes in tokens; None: as the chunker chooses."""
+
+    tier: MemoryTier
+    importance: float
+    tags: frozenset[str]
+    chunk_size: int | None
+    chunk_overlap: int | None
+
+    async def run(
+        self,
+        path: str | os.PathLike[str],
+        repository: MemoryRepository,
+        intake: Intake,
+        progress: Progress | None = None,
+    ) -> int:
+        """Brings the store to the document as it is now, in one step; how many chunks are new."""
+        vectorizer = await repository.fitting_vectorizer()
+        read = await in_thread(read_chunks, path, vectorizer.tokenizer, self.chunk_size, self.chunk_overlap)
+        capacity = repository.rules.policies[self.tier].capacity
+        if len(read.chunks) > capacity:
+            raise InvalidInputError(
+                f"memory_type: {path} makes {len(read.chunks):,} chunks, and the tier {self.tier} holds {capacity:,}; "
+                "use a larger tier or raise its capacity"
+            )
+        change = difference(read, await repository.all(Filter(session=read.session)))
+        now = repository.now()
+        new = [
+            intake.new(
+                {
+                    "content": chunk.text,
+                    "memory_type": self.tier,
+                    "importance": self.importance,
+                    "tags": self.tags,
+                    "metadata": read.metadata(chunk),
+                    "session": read.session,
+                },
+                now,
+            )
+            for chunk in change.new
+        ]
+        moved = await repository.with_vectors(change.moved)
+        await repository.put([*moved, *new], replaces=change.gone, progress=progress)
+        return len(new)

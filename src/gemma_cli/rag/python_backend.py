@@ -1,0 +1,393 @@
+"""`PythonRAGBackend`: the memory of an agent. Policy only: what is checked, embedded, ranked and kept; how and where it
+is kept is the store's affair, how texts become vectors the embedder's."""
+
+import functools
+import logging
+import os
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from datetime import datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from gemma_cli.rag import intake
+from gemma_cli.rag import validation as check
+from gemma_cli.rag.administration import Administration, timed
+from gemma_cli.rag.batching import BatchEmbedder
+from gemma_cli.rag.embedders import EmbeddingOptions, create_embedder
+from gemma_cli.rag.embedders.base import CountingTokens, Embedder
+from gemma_cli.rag.errors import InvalidInputError, InvalidTypeError, StoreBusyError, StoreUnavailableError
+from gemma_cli.rag.ingestion import Ingestion
+from gemma_cli.rag.intake import Intake
+from gemma_cli.rag.memory import MemoryEntry, MemoryTier, parse_tier
+from gemma_cli.rag.monitoring import PerformanceMonitor
+from gemma_cli.rag.ranking import BY_WORDS, RECALL
+from gemma_cli.rag.repository import MemoryRepository, Progress
+from gemma_cli.rag.settings import Settings, load_settings, masked_url
+from gemma_cli.rag.stores import create_store
+from gemma_cli.rag.stores.base import KEEP, Filter, Keep, Update
+from gemma_cli.rag.vectorizer import Vectorizer
+
+logger = logging.getLogger("gemma_cli.rag.python_backend")
+
+
+class PythonRAGBackend(Administration):
+    """Five tiers of memory in one place, found again by meaning and by words.
+
+    redis_host, redis_port, redis_db, pool_size: ask for that Redis server.
+    url: `sqlite:///path/memory.db`, `memory://`, ...; None: `redis_host`, else the configured store, else one SQLite
+        file in the user's data directory.
+    namespace: a wall; nothing of one is seen, counted or evicted through another. None: the configured one.
+    embedder: anything with `encode(list[str]) -> array [n, dimension]`, or a `BatchEmbedder`; None: the configured
+        model.
+    settings: None: `load_settings()`.
+    clock: seconds since the epoch; the one source of time for TTL, decay and stamps.
+
+    Verbs raise `BackendStateError` before `initialize` and after `close`, `InvalidInputError` for a value that no call
+    may carry (nothing is stored then), and `StoreError`s when the store fails.
+    """
+
+    def __init__(
+        self,
+        redis_host: str | None = None,
+        redis_port: int = 6380,
+        redis_db: int = 0,
+        pool_size: int = 10,
+        *,
+        url: str | None = None,
+        namespace: str | None = None,
+        embedder: Embedder | BatchEmbedder | None = None,
+        settings: Settings | None = None,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        settings = load_settings() if settings is None else settings
+        if redis_host is not None:
+            if url is not None:
+                raise InvalidInputError("url: was given together with redis_host; pass one of them")
+            redis = replace(settings.redis, host=redis_host, port=redis_port, db=redis_db, pool_size=pool_size)
+            settings = replace(settings, redis=redis)
+            url = redis.redis_url()
+        self.settings = settings
+        self.url = settings.store_url() if url is None else check.text("url", url)
+        self.namespace = check.label("namespace", settings.store.namespace if namespace is None else namespace)
+        monitoring = settings.monitoring
+        self.monitor = (
+            PerformanceMonitor(
+                track_latency=monitoring.track_latency,
+                track_memory=monitoring.track_memory,
+                track_token_usage=monitoring.track_token_usage,
+            )
+            if monitoring.enabled
+            else None
+        )
+        self._embedder = embedder
+        self._intake = Intake(settings.memory.tier_rules(), settings.memory.max_content_chars)
+        self._repository = MemoryRepository(
+            masked_url(self.url) or "the store in the user's data directory",
+            lambda: create_store(self.url, self.namespace, settings),
+            self._make_vectorizer,
+            self._intake.rules,
+            clock,
+        )
+
+    def _make_vectorizer(self) -> Vectorizer:
+        configured = self.settings.embedding
+        options = EmbeddingOptions(
+            provider=configured.provider,
+            model=configured.model,
+            model_dir=Path(configured.model_dir).expanduser() if configured.model_dir else None,
+            dimension=configured.dimension,
+            device=configured.device or None,
+            threads=configured.threads or None,
+            precision=configured.precision or None,
+        )
+        model = create_embedder(options) if self._embedder is None else self._embedder
+        vectorizer = Vectorizer(
+            model,
+            owns_model=self._embedder is None,
+            batch_size=configured.batch_size,
+            cache_size=configured.cache_size if configured.cache_embeddings else 0,
+        )
+        if self.monitor is not None:
+            self.monitor.add_source("embedder", vectorizer.batches.get_stats)
+            if self._embedder is None and isinstance(model, CountingTokens):
+                model.on_tokens = functools.partial(self.monitor.record_tokens, "embedding")
+        return vectorizer
+
+    # Opening and closing
+
+    async def initialize(self) -> bool:
+        """Opens the store as `open` does; False, and one logged error, when it can't be reached."""
+        try:
+            await self.open()
+        except (StoreUnavailableError, StoreBusyError) as error:
+            logger.error("store_unavailable", extra={"where": self._repository.where, "reason": str(error)})
+            return False
+        return True
+
+    async def open(self, *, require_model: bool = True) -> None:
+        """Opens the store and makes sure that the model fits it.
+
+        Raises `StoreUnavailableError` or `StoreBusyError` when the store can't be reached, `ModelNotFoundError` where
+        there is no embedding model, `ModelMismatchError` where the store holds another model's vectors, and
+        `StoreDamagedError` or `StoreVersionError` for a file that is no store of ours; all of them leave the store as
+        it is. `require_model=False` puts the questions about the model off until a verb needs it: listing, counting and
+        deleting do not."""
+        await self._repository.open()
+        if require_model:
+            try:
+                await self._repository.fitting_vectorizer()
+            except BaseException:
+                await self.close()
+                raise
+
+    async def close(self) -> None:
+        """Finishes what was begun and lets go of the store and of a model of its own. Idempotent."""
+        await self._repository.close()
+
+    async def __aenter__(self) -> Self:
+        await self.open()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    # Storing
+
+    @timed
+    async def store_memory(
+        self,
+        content: str,
+        memory_type: MemoryTier | str = MemoryTier.SHORT_TERM,
+        importance: float = 0.5,
+        tags: Iterable[str] | None = None,
+        metadata: Mapping[str, Any] | None = None,
+        *,
+        actor: str | None = None,
+        session: str | None = None,
+        occurred_at: datetime | str | float | None = None,
+        pinned: bool = False,
+    ) -> str:
+        """Stores one memory and returns its id; from then on it outlives this process.
+
+        A full tier makes room: what deserves it moves up, then what matters least leaves. `actor` (who said it),
+        `session` (which conversation) and `occurred_at` (when it happened; ISO 8601, a datetime, or seconds since the
+        epoch) are also read from `metadata` under these names. A pinned memory neither expires nor is evicted."""
+        given = {
+            "content": content,
+            "memory_type": memory_type,
+            "importance": importance,
+            "tags": tags,
+            "metadata": metadata,
+            "actor": actor,
+            "session": session,
+            "occurred_at": occurred_at,
+            "pinned": pinned,
+        }
+        return (await self._repository.put([self._intake.new(given, self.now())]))[0]
+
+    @timed
+    async def store_memories(self, items: Iterable[MemoryEntry | Mapping[str, Any]]) -> list[str]:
+        """Stores all items or none, in one transaction, and returns their ids in order. An item is a mapping with the
+        arguments of `store_memory` as keys, or a `MemoryEntry`, which keeps its id and stamps and, if it has one, its
+        embedding. The message for a bad item begins with its position."""
+        if isinstance(items, str | bytes | Mapping) or not isinstance(items, Iterable):
+            raise InvalidTypeError(f"items: expected a list of memories, got {type(items).__name__}")
+        now = self.now()
+        entries = []
+        for position, item in enumerate(items):
+            try:
+                entries.append(self._intake.given(item, now))
+            except InvalidInputError as error:
+                raise type(error)(f"items[{position}]: {error}") from error
+        return await self._repository.put(entries)
+
+    @timed
+    async def ingest_document(
+        self,
+        path: str | os.PathLike[str],
+        memory_type: MemoryTier | str = MemoryTier.LONG_TERM,
+        *,
+        chunk_size: int | None = None,
+        chunk_overlap: int | None = None,
+        importance: float = 0.5,
+        tags: Iterable[str] | None = None,
+        progress: Progress | None = None,
+    ) -> int:
+        """Stores a file as chunks that together hold all of its text, and says how many are new.
+
+        The same document again adds nothing; of a changed one, what vanished leaves and what is new comes, in one
+        step. Sizes are in tokens, at most the model's window. Raises `DocumentError`s for a file that can't be read,
+        `InvalidInputError` for one of more chunks than the tier holds; nothing is stored then."""
+        configured = self.settings.memory
+        overlap = configured.chunk_overlap if chunk_overlap is None else check.whole("chunk_overlap", chunk_overlap, 0)
+        wanted = Ingestion(
+            tier=parse_tier(memory_type),
+            importance=check.importance(importance),
+            tags=frozenset(check.tags(tags)),
+            chunk_size=(configured.chunk_size or None) if chunk_size is None else check.whole("chunk_size", chunk_size),
+            chunk_overlap=None if overlap < 0 else overlap,
+        )
+        return await wanted.run(path, self._repository, self._intake, progress)
+
+    # Finding
+
+    @timed
+    async def recall_memories(
+        self,
+        query: str,
+        memory_type: MemoryTier | str | None = None,
+        limit: int = 5,
+        *,
+        tags: Iterable[str] | None = None,
+        min_importance: float = 0.0,
+        since: datetime | str | float | None = None,
+        until: datetime | str | float | None = None,
+        min_similarity: float | None = None,
+        actor: str | None = None,
+        session: str | None = None,
+        touch: bool = True,
+        explain: bool = False,
+    ) -> list[MemoryEntry]:
+        """The memories that answer a query best, by meaning and words together, best first.
+
+        Every filter given must hold: the tier, all of the tags, importance at least, `since` <= when it happened (else
+        when it was stored) <= `until`, cosine at least, actor, session. `touch` counts the recall as an access of each
+        hit; `explain` fills `entry.explanation` with the parts that add up to `entry.score`."""
+        question = intake.question(
+            check.text("query", query),
+            memory_type,
+            limit,
+            RECALL,
+            tags=tags,
+            min_importance=min_importance,
+            since=since,
+            until=until,
+            min_similarity=min_similarity,
+            actor=actor,
+            session=session,
+        )
+        store = self._repository.store
+        vectorizer = await self._repository.fitting_vectorizer()
+        question = replace(question, vector=await vectorizer.vector(query))
+        now = self.now()
+        found = await store.search(question, now)
+        if touch and found:
+            self._count_access(found, now)
+        if not explain:
+            for entry in found:
+                entry.explanation = None
+        return found
+
+    def _count_access(self, found: Sequence[MemoryEntry], now: float) -> None:
+        self._repository.store.touch([entry.id for entry in found], now)
+        moment = check.moment("now", now)
+        for entry in found:
+            entry.update_access(moment)
+
+    @timed
+    async def search_memories(
+        self,
+        query: str,
+        memory_type: MemoryTier | str | None = None,
+        min_importance: float = 0.0,
+        limit: int = 20,
+    ) -> list[MemoryEntry]:
+        """The memories that hold words of a query, best first, without the model. Any text is a legal query; one
+        without a word in it finds nothing."""
+        if not isinstance(query, str):
+            raise InvalidTypeError(f"query: expected text, got {type(query).__name__}")
+        question = intake.question(query, memory_type, limit, BY_WORDS, min_importance=min_importance)
+        found = await self._repository.store.search(question, self.now())
+        for entry in found:
+            entry.explanation = None
+        return found
+
+    @timed
+    async def get_memory(self, memory_id: str) -> MemoryEntry | None:
+        """The memory with this id, its embedding included; None if there is none (any more)."""
+        return (await self._repository.store.get([check.label("memory_id", memory_id)], self.now()))[0]
+
+    @timed
+    async def list_memories(
+        self,
+        memory_type: MemoryTier | str | None = None,
+        limit: int = 50,
+        *,
+        after: str | None = None,
+        tags: Iterable[str] | None = None,
+        actor: str | None = None,
+        session: str | None = None,
+        pinned: bool | None = None,
+        min_importance: float = 0.0,
+    ) -> list[MemoryEntry]:
+        """Newest first, without embeddings. `after` is the id of the last memory of the page before."""
+        wanted = Filter(
+            tier=None if memory_type is None else parse_tier(memory_type),
+            tags=frozenset(check.tags(tags)),
+            actor=check.optional_label("actor", actor),
+            session=check.optional_label("session", session),
+            pinned=None if pinned is None else check.flag("pinned", pinned),
+            min_importance=check.importance(min_importance, "min_importance"),
+        )
+        limit = check.whole("limit", limit)
+        position = None
+        if after is not None:
+            last = await self.get_memory(after)
+            if last is None:
+                raise InvalidInputError(f"after: there is no memory {after!r} (any more); begin the listing again")
+            position = (last.created_at.timestamp(), last.id)
+        return await self._repository.store.page(wanted, self.now(), limit=limit, after=position)
+
+    # Changing
+
+    @timed
+    async def update_memory(
+        self,
+        memory_id: str,
+        *,
+        content: str | Keep = KEEP,
+        importance: float | Keep = KEEP,
+        tags: Iterable[str] | Keep = KEEP,
+        metadata: Mapping[str, Any] | Keep = KEEP,
+        pinned: bool | Keep = KEEP,
+        actor: str | Keep | None = KEEP,
+        session: str | Keep | None = KEEP,
+        occurred_at: datetime | str | float | Keep | None = KEEP,
+    ) -> MemoryEntry | None:
+        """Changes the fields that are given and returns the memory as it is then; None if there is none. A new content
+        is embedded anew; taking the pin off starts the tier's lifetime anew."""
+        memory_id = check.label("memory_id", memory_id)
+        change = Update(
+            content=KEEP if isinstance(content, Keep) else self._intake.content(content),
+            importance=KEEP if isinstance(importance, Keep) else check.importance(importance),
+            tags=KEEP if isinstance(tags, Keep) else frozenset(check.tags(tags)),
+            metadata=KEEP
+            if isinstance(metadata, Keep)
+            else check.metadata(metadata, max_chars=self.settings.memory.max_content_chars),
+            pinned=KEEP if isinstance(pinned, Keep) else check.flag("pinned", pinned),
+            actor=KEEP if isinstance(actor, Keep) else check.optional_label("actor", actor),
+            session=KEEP if isinstance(session, Keep) else check.optional_label("session", session),
+            occurred_at=KEEP if isinstance(occurred_at, Keep) else intake.seconds("occurred_at", occurred_at),
+        )
+        store = self._repository.store
+        if not isinstance(change.content, Keep):
+            vectorizer, _ = await self._repository.adopted_vectorizer()
+            change = replace(change, embedding=await vectorizer.vector(change.content))
+        return await store.update(memory_id, change, self.rules, self.now())
+
+    @timed
+    async def delete_memory(self, memory_id: str) -> bool:
+        """Removes one memory for good; False if there is none."""
+        return await self._repository.store.delete([check.label("memory_id", memory_id)], self.now()) > 0
+
+    @timed
+    async def promote_memory(self, memory_id: str, to_tier: MemoryTier | str) -> bool:
+        """Moves one memory into a tier and starts that tier's lifetime; False if it is not there or stands there
+        already."""
+        memory_id, tier = check.label("memory_id", memory_id), parse_tier(to_tier, "to_tier")
+        return await self._repository.store.move([memory_id], tier, self.rules, self.now()) > 0

@@ -1,0 +1,210 @@
+"""Memories as a JSON Lines file, and back.
+
+The first line is a header, `{"format": "gemma-rag-memories", "version": 1, "model": {...}}`; each further line is a
+memory as `MemoryEntry.to_dict` gives it, without empty fields, its embedding as base64 of little-endian float32. A file
+of memories without a header is read too; their embeddings are then made anew.
+"""
+
+import base64
+import json
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any, Final, Self
+
+from gemma_cli.rag.embedders.base import ModelIdentity
+from gemma_cli.rag.errors import DocumentError, DocumentNotFoundError, GemmaRagError, InvalidInputError
+from gemma_cli.rag.intake import Intake
+from gemma_cli.rag.memory import MemoryEntry
+from gemma_cli.rag.offload import in_thread
+from gemma_cli.rag.repository import MemoryRepository, Progress
+from gemma_cli.rag.stores.base import Filter
+
+TOGETHER: Final = 1_000
+"""Memories read or stored in one step."""
+
+FORMAT: Final = "gemma-rag-memories"
+VERSION: Final = 1
+
+
+async def export_memories(repository: MemoryRepository, path: str | os.PathLike[str]) -> int:
+    """Writes every memory, oldest first, and says how many."""
+    entries = (await repository.all(Filter()))[::-1]
+    model = repository.stored_model
+    written = 0
+    with ExportFile(path, None if model is None else model.identity) as file:
+        for start in range(0, len(entries), TOGETHER):
+            ids = [entry.id for entry in entries[start : start + TOGETHER]]
+            full = [entry for entry in await repository.store.get(ids, repository.now()) if entry is not None]
+            await in_thread(file.write, full)
+            written += len(full)
+    return written
+
+
+async def import_memories(
+    repository: MemoryRepository, intake: Intake, path: str | os.PathLike[str], progress: Progress | None = None
+) -> int:
+    """Stores every memory of a file whose id is not there yet and that has not expired, and says how many. The whole
+    file is checked first: a bad line stores nothing. Embeddings are kept where the file's model is the store's."""
+    start = repository.now()
+    file = await in_thread(inspect, path, lambda entry: intake.given(replace(entry, expires_at=None), start))
+    _, model = await repository.adopted_vectorizer()
+    keep = file.model is not None and file.model.same_model(model.identity)
+    entries = file.entries()
+    stored = seen = 0
+    while part := await in_thread(lambda: list(islice(entries, TOGETHER))):
+        now = repository.now()
+        distinct = {entry.id: entry for entry in reversed(part)}  # of an id that stands there twice, the first
+        known = await repository.store.get(list(distinct), now)
+        new = [
+            intake.given(entry if keep else replace(entry, embedding=None), now)
+            for entry, there in reversed(list(zip(distinct.values(), known, strict=True)))
+            if there is None and (entry.expires_at is None or entry.expires_at.timestamp() > now)
+        ]
+        stored += len(await repository.put(new))
+        seen += len(part)
+        if progress:
+            progress(seen, file.memories)
+    return stored
+
+
+class ExportFile:
+    """Writes beside the target and takes its place at the end, so that a failure leaves what was there. Readable by its
+    owner alone."""
+
+    def __init__(self, path: str | os.PathLike[str], model: ModelIdentity | None) -> None:
+        self._path = Path(path)
+        self._model = model
+        self._file: IO[str] | None = None
+
+    def __enter__(self) -> Self:
+        try:
+            handle, name = tempfile.mkstemp(prefix=f".{self._path.name}.", dir=self._path.parent)
+        except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+            raise DocumentError(f"{self._path} can't be written: {error}") from error
+        self._temporary = Path(name)
+        self._file = os.fdopen(handle, "w", encoding="utf-8", newline="\n")
+        model = None if self._model is None else self._model.to_dict()
+        self._line({"format": FORMAT, "version": VERSION, "model": model})
+        return self
+
+    def write(self, entries: list[MemoryEntry]) -> None:
+        for entry in entries:
+            data = {name: value for name, value in entry.to_dict().items() if value not in (None, [], {})}
+            if entry.embedding is not None:
+                data["embedding"] = base64.b64encode(entry.embedding.astype("<f4").tobytes()).decode()
+            self._line(data)
+
+    def _line(self, data: dict[str, Any]) -> None:
+        assert self._file is not None
+        try:
+            self._file.write(json.dumps(data, ensure_ascii=False) + "\n")
+        except OSError as error:
+            raise DocumentError(f"{self._path} can't be written: {error}") from error
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        assert self._file is not None
+        try:
+            with self._file:
+                if kind is None:
+                    self._file.flush()
+                    os.fsync(self._file.fileno())
+            if kind is None:
+                self._temporary.replace(self._path)
+        except OSError as failure:
+            raise DocumentError(f"{self._path} can't be written: {failure}") from failure
+        finally:
+            self._temporary.unlink(missing_ok=True)
+
+
+@dataclass(frozen=True, slots=True)
+class ImportFile:
+    """A file that was read through once without finding fault."""
+
+    path: Path
+    model: ModelIdentity | None
+    """What made the embeddings; None: unknown, so they count for nothing."""
+    memories: int
+
+    def entries(self) -> Iterator[MemoryEntry]:
+        """Each memory in turn; raises `DocumentError` naming the line that is none."""
+        for number, data in _lines(self.path):
+            if not _is_header(data):
+                yield _entry(self.path, number, data)
+
+
+def inspect(path: str | os.PathLike[str], accept: Callable[[MemoryEntry], object]) -> ImportFile:
+    """Reads a whole file, so that a bad line is found before anything is stored; `accept` raises `InvalidInputError`
+    for a memory that can't be."""
+    target = Path(path)
+    model: ModelIdentity | None = None
+    memories = 0
+    for number, data in _lines(target):
+        if number == 1 and _is_header(data):
+            model = _model(target, data)
+        else:
+            _accept(target, number, _entry(target, number, data), model, accept)
+            memories += 1
+    return ImportFile(target, model, memories)
+
+
+def _is_header(data: dict[str, Any]) -> bool:
+    return "format" in data and "content" not in data
+
+
+def _model(path: Path, header: dict[str, Any]) -> ModelIdentity | None:
+    if header["format"] != FORMAT or header.get("version") != VERSION:
+        raise DocumentError(
+            f"{path} is {header['format']!r} version {header.get('version')!r}; this version reads {FORMAT!r} {VERSION}"
+        )
+    try:
+        return ModelIdentity(**header["model"]) if header.get("model") else None
+    except TypeError as error:
+        raise DocumentError(f"{path}, line 1: the header's model is not understood: {error}") from error
+
+
+def _entry(path: Path, number: int, data: dict[str, Any]) -> MemoryEntry:
+    try:
+        return MemoryEntry.from_dict(data)
+    except InvalidInputError as error:
+        raise DocumentError(f"{path}, line {number}: {error}; nothing of the file was imported") from error
+
+
+def _accept(
+    path: Path, number: int, entry: MemoryEntry, model: ModelIdentity | None, accept: Callable[[MemoryEntry], object]
+) -> None:
+    if model is not None and entry.embedding is not None and len(entry.embedding) != model.dimension:
+        raise DocumentError(
+            f"{path}, line {number}: embedding: {len(entry.embedding)} numbers, and the file's model makes "
+            f"{model.dimension}; nothing of the file was imported"
+        )
+    try:
+        accept(entry)
+    except InvalidInputError as error:
+        raise DocumentError(f"{path}, line {number}: {error}; nothing of the file was imported") from error
+
+
+def _lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    try:
+        with path.open(encoding="utf-8") as file:
+            for number, line in enumerate(file, 1):
+                if not line.strip():
+                    continue
+                data = json.loads(line)
+                if not isinstance(data, dict):
+                    raise DocumentError(f"{path}, line {number}: expected a JSON object; nothing was imported")
+                yield number, data
+    except GemmaRagError:
+        raise
+    except FileNotFoundError as error:
+        raise DocumentNotFoundError(f"{path} is not there; nothing was imported") from error
+    except OSError as error:
+        raise DocumentError(f"{path} can't be read: {error}; nothing was imported") from error
+    except (ValueError, RecursionError) as error:  # not JSON, not UTF-8, or nested beyond reason
+        raise DocumentError(f"{path} is no JSON Lines file: {error}; nothing was imported") from error
