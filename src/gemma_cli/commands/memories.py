@@ -1,0 +1,209 @@
+"""Commands for single memories: remember, recall, search, list, get, forget, promote."""
+
+import json
+import sys
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from gemma_cli.commands.options import (
+    TIERS,
+    Actor,
+    Json,
+    Limit,
+    MinImportance,
+    Session,
+    Tags,
+    Tier,
+    complete_tier,
+    known_tier,
+)
+from gemma_cli.commands.session import ExitCode
+
+if TYPE_CHECKING:
+    from gemma_cli.rag import MemoryEntry, PythonRAGBackend
+
+
+def _found(memories: "list[MemoryEntry]", as_json: bool) -> None:
+    """Shows memories; an empty answer is said on stderr and in the exit code."""
+    from gemma_cli.commands.output import print_memories
+
+    if memories or as_json:
+        print_memories(memories, as_json=as_json)
+    if not memories:
+        typer.echo("nothing found", err=True)
+        raise typer.Exit(ExitCode.NOTHING_FOUND)
+
+
+def _no_such(memory_id: str) -> typer.Exit:
+    typer.echo(f"there is no memory {memory_id}", err=True)
+    return typer.Exit(ExitCode.NOTHING_FOUND)
+
+
+def remember(
+    context: typer.Context,
+    text: Annotated[str, typer.Argument(help="What to remember; - reads it from stdin.")],
+    tier: Tier = "short_term",
+    importance: Annotated[float, typer.Option("--importance", "-i", help="From 0 to 1.")] = 0.5,
+    tag: Tags = None,
+    actor: Actor = None,
+    session: Session = None,
+    at: Annotated[str | None, typer.Option(help="When it happened, ISO 8601.")] = None,
+    metadata: Annotated[str | None, typer.Option(help="A JSON object.")] = None,
+    pin: Annotated[bool, typer.Option("--pin", help="Keep it from expiry and eviction.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Store one memory and print its id."""
+    content = _stdin() if text == "-" else text
+    extra = None if metadata is None else _json_object(metadata)
+
+    async def store(backend: "PythonRAGBackend") -> str:
+        return await backend.store_memory(
+            content,
+            "short_term" if tier is None else tier,
+            importance,
+            tag,
+            extra,
+            actor=actor,
+            session=session,
+            occurred_at=at,
+            pinned=pin,
+        )
+
+    memory_id = context.obj.ask(store)
+    typer.echo(json.dumps({"id": memory_id}) if as_json else memory_id)
+
+
+def _stdin() -> str:
+    try:
+        return sys.stdin.read()
+    except UnicodeDecodeError as error:
+        raise typer.BadParameter(f"what came on stdin is not text: {error}", param_hint="text") from error
+
+
+def _json_object(text: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except ValueError as error:
+        raise typer.BadParameter(f"is not JSON: {error}", param_hint="--metadata") from error
+    if not isinstance(value, dict):
+        raise typer.BadParameter("is not a JSON object", param_hint="--metadata")
+    return value
+
+
+def recall(
+    context: typer.Context,
+    query: Annotated[str, typer.Argument(help="A question or some words.")],
+    tier: Tier = None,
+    limit: Limit = 5,
+    tag: Tags = None,
+    min_importance: MinImportance = 0.0,
+    min_similarity: Annotated[float | None, typer.Option(help="Cosine, from -1 to 1.")] = None,
+    since: Annotated[str | None, typer.Option(help="Happened then or later, ISO 8601.")] = None,
+    until: Annotated[str | None, typer.Option(help="Happened then or earlier, ISO 8601.")] = None,
+    actor: Actor = None,
+    session: Session = None,
+    touch: Annotated[bool, typer.Option("--touch/--no-touch", help="Count this as an access.")] = True,
+    explain: Annotated[bool, typer.Option("--explain", help="Show the parts of each score.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Find memories by meaning and by words."""
+
+    async def find(backend: "PythonRAGBackend") -> "list[MemoryEntry]":
+        return await backend.recall_memories(
+            query,
+            tier,
+            limit,
+            tags=tag,
+            min_importance=min_importance,
+            min_similarity=min_similarity,
+            since=since,
+            until=until,
+            actor=actor,
+            session=session,
+            touch=touch,
+            explain=explain,
+        )
+
+    _found(context.obj.ask(find), as_json)
+
+
+def search(
+    context: typer.Context,
+    query: Annotated[str, typer.Argument(help="Words; no operators, any text will do.")],
+    tier: Tier = None,
+    limit: Limit = 20,
+    min_importance: MinImportance = 0.0,
+    as_json: Json = False,
+) -> None:
+    """Find memories by words alone."""
+
+    async def find(backend: "PythonRAGBackend") -> "list[MemoryEntry]":
+        return await backend.search_memories(query, tier, min_importance, limit)
+
+    _found(context.obj.ask(find, require_model=False), as_json)
+
+
+def list_(
+    context: typer.Context,
+    tier: Tier = None,
+    limit: Limit = 50,
+    after: Annotated[str | None, typer.Option(help="Id of the last memory of the page before.")] = None,
+    tag: Tags = None,
+    actor: Actor = None,
+    session: Session = None,
+    pinned: Annotated[bool | None, typer.Option("--pinned/--not-pinned", help="Only these.")] = None,
+    min_importance: MinImportance = 0.0,
+    as_json: Json = False,
+) -> None:
+    """List memories, newest first."""
+
+    async def page(backend: "PythonRAGBackend") -> "list[MemoryEntry]":
+        return await backend.list_memories(
+            tier,
+            limit,
+            after=after,
+            tags=tag,
+            actor=actor,
+            session=session,
+            pinned=pinned,
+            min_importance=min_importance,
+        )
+
+    _found(context.obj.ask(page, require_model=False), as_json)
+
+
+def get(context: typer.Context, memory_id: str, as_json: Json = False) -> None:
+    """Show one memory."""
+    from gemma_cli.commands.output import print_memory
+
+    memory = context.obj.ask(lambda backend: backend.get_memory(memory_id), require_model=False)
+    if memory is None:
+        raise _no_such(memory_id)
+    print_memory(memory, as_json=as_json)
+
+
+def forget(context: typer.Context, memory_ids: list[str]) -> None:
+    """Remove memories for good."""
+
+    async def delete(backend: "PythonRAGBackend") -> list[str]:
+        return [memory_id for memory_id in memory_ids if not await backend.delete_memory(memory_id)]
+
+    missing = context.obj.ask(delete, require_model=False)
+    for memory_id in missing:
+        typer.echo(f"there is no memory {memory_id}", err=True)
+    if missing:
+        raise typer.Exit(ExitCode.NOTHING_FOUND)
+
+
+def promote(
+    context: typer.Context,
+    memory_id: str,
+    tier: Annotated[
+        str, typer.Argument(help=f"One of {', '.join(TIERS)}.", autocompletion=complete_tier, callback=known_tier)
+    ],
+) -> None:
+    """Move one memory into another tier; its lifetime there begins now."""
+    if not context.obj.ask(lambda backend: backend.promote_memory(memory_id, tier), require_model=False):
+        typer.echo(f"there is no memory {memory_id}, or it is in {tier} already", err=True)
+        raise typer.Exit(ExitCode.NOTHING_FOUND)

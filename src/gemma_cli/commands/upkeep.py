@@ -1,0 +1,76 @@
+"""Commands that look after the store: consolidate, stats, reembed, doctor."""
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from gemma_cli.commands.options import Json
+from gemma_cli.commands.session import ExitCode
+
+if TYPE_CHECKING:
+    from gemma_cli.rag import Plan, PythonRAGBackend
+
+
+def consolidate(
+    context: typer.Context,
+    plan: Annotated[bool, typer.Option("--plan", help="Only show what would happen.")] = False,
+    days: Annotated[float, typer.Option(help="How far --plan looks ahead.")] = 7.0,
+    as_json: Json = False,
+) -> None:
+    """Remove what has expired and move up what deserves it."""
+    from gemma_cli.commands.output import print_json, print_plan
+    from gemma_cli.rag import MemoryConsolidator, Plan
+
+    async def run(backend: "PythonRAGBackend") -> "Plan | dict[str, int]":
+        rules = backend.rules
+        consolidator = MemoryConsolidator(backend, rules.threshold, rules.decay)
+        if plan:
+            return await consolidator.plan(days)
+        await consolidator.run_consolidation()
+        moved: dict[str, int] = consolidator.get_stats()["promotions_by_tier"]
+        return moved
+
+    result = context.obj.ask(run, require_model=False)
+    if isinstance(result, Plan):
+        if as_json:
+            moves = [{"id": m.memory.id, "to": m.to_tier, "relevance": m.relevance} for m in result.moves]
+            losses = [{"id": m.memory.id, "expires_at": m.expires_at, "missing": m.missing} for m in result.losses]
+            print_json({"moves": moves, "losses": losses, "days": result.days})
+        else:
+            print_plan(result)
+    elif as_json:
+        print_json({"promoted": sum(result.values()), "by_tier": result})
+    else:
+        typer.echo(", ".join(f"{way}: {count}" for way, count in result.items()) or "nothing to move")
+
+
+def stats(context: typer.Context, as_json: Json = False) -> None:
+    """Show how full the tiers are, how large the store is and which model it uses."""
+    from dataclasses import asdict
+
+    from gemma_cli.commands.output import print_facts, print_json
+
+    info = asdict(context.obj.ask(lambda backend: backend.get_info(), require_model=False))
+    print_json(info) if as_json else print_facts(info["memories"] | {k: v for k, v in info.items() if k != "memories"})
+
+
+def reembed(context: typer.Context) -> None:
+    """Go over to the configured embedding model; can be interrupted and run again."""
+    from gemma_cli.commands.output import progress_bar
+
+    async def run(backend: "PythonRAGBackend") -> int:
+        with progress_bar("embedding") as progress:
+            return await backend.reembed(progress=progress)
+
+    typer.echo(f"{context.obj.ask(run, require_model=False)} memories embedded", err=True)
+
+
+def doctor(context: typer.Context, as_json: Json = False) -> None:
+    """Check the configuration, the store and the model, and say what to do about what is wrong."""
+    from gemma_cli.commands.doctor import examine, print_findings
+    from gemma_cli.commands.output import print_json
+
+    findings = examine(context.obj)
+    print_json(findings) if as_json else print_findings(findings)
+    if not all(finding.ok for finding in findings):
+        raise typer.Exit(ExitCode.FAILED)
