@@ -88,6 +88,9 @@ class MemoryRepository:
     async def fitting_vectorizer(self) -> Vectorizer:
         """The model in use; `ModelMismatchError` unless its vectors may be compared with the store's."""
         vectorizer = self.vectorizer
+        if self.stored_model is None:  # the store was empty: another process may have begun it since
+            self.stored_model = await self.store.model()
+            self._model_checked = self._model_checked and self.stored_model is None
         if not self._model_checked:
             if self.stored_model is not None:
                 await vectorizer.check(self.stored_model)

@@ -28,7 +28,7 @@ class Vectorizer:
     ) -> None:
         if isinstance(embedder, BatchEmbedder):
             self._batches, self._owned = embedder, False
-        elif callable(getattr(embedder, "encode", None)):
+        elif _can_encode(embedder):
             self._batches, self._owned = BatchEmbedder(embedder, batch_size, cache_size), True
         else:
             raise InvalidTypeError(f"embedder: expected an object with encode(texts), got {type(embedder).__name__}")
@@ -53,7 +53,8 @@ class Vectorizer:
     async def vectors(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """Shape [len(texts), dimension], rows of length 1. Raises `ModelError` for a vector without a direction."""
         found = np.array(await self._batches.embed_batch(list(texts)), np.float32)
-        lengths = np.linalg.norm(found, axis=1, keepdims=True)
+        # In float64: in float32 the squares of large numbers overflow, and those of small ones vanish.
+        lengths = np.linalg.norm(found.astype(np.float64), axis=1, keepdims=True)
         if not lengths.all():
             position = int(np.flatnonzero(lengths[:, 0] == 0)[0])
             raise ModelError(f"the model gave a vector of zeros for the text {texts[position][:80]!r}")
@@ -101,6 +102,11 @@ class Vectorizer:
             await self._batches.close()
         if self._owns_model and isinstance(self._model, Closing):
             self._model.close()
+
+
+def _can_encode(model: object) -> bool:
+    """A model's name has an `encode` too, that of `str`."""
+    return callable(getattr(model, "encode", None)) and not isinstance(model, str)
 
 
 def _same_direction(one: NDArray[np.float32] | None, other: NDArray[np.float32] | None) -> bool:

@@ -88,6 +88,9 @@ class Store(Protocol):
     async def close(self) -> None:
         """Finishes what was begun and lets go of everything; a second call does nothing."""
 
+    async def model(self) -> StoredModel | None:
+        """The model whose vectors the store holds now; None: it holds no memory."""
+
     async def adopt(self, model: StoredModel) -> StoredModel:
         """Writes down the model of a store that holds no memory yet, and returns the one that holds from now on:
         another one where another process was quicker."""

@@ -273,6 +273,9 @@ class SqliteStore:
         result: T = await self._reads.submit(_Read(work))
         return result
 
+    async def model(self) -> StoredModel | None:
+        return await self._read_with(lambda reader: reader.model())
+
     async def adopt(self, model: StoredModel) -> StoredModel:
         state = self._session()
         kept, state.generation = await self._write_with(0.0, lambda scope: sqlite_reembed.adopt(scope, model))

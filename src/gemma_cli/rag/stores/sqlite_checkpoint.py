@@ -35,20 +35,31 @@ class Checkpointer:
         return apsw.SQLITE_OK
 
     def after_commit(self, writer: apsw.Connection) -> None:
-        """Called by the writer between transactions."""
+        """Called by the writer between transactions. Never raises: what was committed is to be acknowledged."""
         if self._pages < DUE_PAGES:
             return
         if self._pages >= LIMIT_PAGES:
-            writer.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
+            if self._running is not None:
+                self._running.result()  # only one checkpoint at a time gets the lock
+            self._move(writer)
         elif self._running is None or self._running.done():
             self._running = self._pool.submit(self._checkpoint)
 
     def _checkpoint(self) -> None:
         try:
             db = sqlite_schema.connect(self._path)
-            try:
-                db.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
-            finally:
-                db.close()
+        except (apsw.Error, OSError):
+            logger.warning("checkpoint_failed", exc_info=True, extra={"path": str(self._path)})
+            return
+        try:
+            self._move(db)
+        finally:
+            db.close()
+
+    def _move(self, db: apsw.Connection) -> None:
+        try:
+            db.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
+        except apsw.BusyError:
+            logger.debug("checkpoint_elsewhere", extra={"path": str(self._path)})  # another process is at it
         except apsw.Error:  # the log stays as it is and grows: no answer is wrong, and the next commit tries again
             logger.warning("checkpoint_failed", exc_info=True, extra={"path": str(self._path)})

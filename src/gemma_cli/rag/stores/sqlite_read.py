@@ -12,7 +12,7 @@ from gemma_cli.rag.blocks import Rows
 from gemma_cli.rag.errors import ModelMismatchError, StoreDamagedError
 from gemma_cli.rag.index import TIERS, Candidates, Changes, Hit, MemoryIndex, Question, finish
 from gemma_cli.rag.memory import MemoryEntry, MemoryTier
-from gemma_cli.rag.stores.base import Filter
+from gemma_cli.rag.stores.base import Filter, StoredModel
 from gemma_cli.rag.stores.sqlite_rows import ENTRY_COLUMNS, TIER_CODE, decode, entry_at, to_model
 
 CHUNK: Final = 8192
@@ -50,6 +50,14 @@ class Reader:
         """Memory that the index holds."""
         return 0 if self._index is None else self._index.nbytes
 
+    def model(self) -> StoredModel | None:
+        """See `Store.model`."""
+        columns = self.db.execute(
+            "SELECT model, probe FROM namespaces WHERE ns = ?1 AND EXISTS(SELECT 1 FROM memories WHERE ns = ?1)",
+            (self.ns,),
+        ).fetchone()
+        return None if columns is None else to_model(*columns)
+
     def sequence(self) -> int:
         """The number of the last change."""
         return int(self.db.execute("SELECT sequence FROM namespaces WHERE ns = ?", (self.ns,)).get)
@@ -68,16 +76,24 @@ class Reader:
         index = self._caught_up()
         if index is None:
             return [[] for _ in questions]
+        if any(question.vector is not None and len(question.vector) != index.dimension for question in questions):
+            raise ModelMismatchError(
+                f"the store was begun with another model meanwhile ({index.dimension} wide); open it again"
+            )
         found = index.candidates(questions, now)
         return [[self._entry(hit, c) for hit in finish(c, self._vectors(c, index.dimension))] for c in found]
 
     def _vectors(self, candidates: Candidates, dimension: int) -> NDArray[np.float32] | None:
         if candidates.question.vector is None or not candidates.question.weights.meaning:
             return None
-        blobs = [
-            self.db.execute("SELECT vector FROM vectors WHERE row = ?", (row,)).get for row in candidates.rows.tolist()
-        ]
-        return np.frombuffer(b"".join(blobs), np.float32).reshape(len(blobs), dimension)
+        rows = candidates.rows.tolist()
+        # One statement for all of them takes a third of the time that one each does.
+        found = dict(
+            self.db.execute(
+                "SELECT row, vector FROM vectors WHERE row IN (SELECT value FROM json_each(?))", (json.dumps(rows),)
+            )
+        )
+        return np.frombuffer(b"".join(found[row] for row in rows), np.float32).reshape(len(rows), dimension)
 
     def _entry(self, hit: Hit, candidates: Candidates) -> MemoryEntry:
         entry = entry_at(self.db, hit.row)
