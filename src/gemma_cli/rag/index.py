@@ -104,8 +104,9 @@ class MemoryIndex:
         self.sequence = changes.sequence
 
     def _remove(self, rows: Iterable[int]) -> None:
-        for row in rows:
-            for block in self._blocks.values():
+        leaving = set(rows)
+        for block in self._blocks.values():
+            for row in block.slot_of.keys() & leaving:
                 block.remove(row)
 
     def candidates(self, questions: Sequence[Question], now: float) -> list[Candidates]:
@@ -251,6 +252,9 @@ def _best(
     """Positions of all scores that, each wrong by up to half of `margin`, may be among the `limit` highest. Where only
     some are `sure` to pass a filter that needs the exact vector, these alone set the bar."""
     certain = scores if sure is None else scores[sure]
+    passing = certain > -np.inf
+    if not passing.all():  # selecting among tens of thousands of equal -inf takes numpy ten times as long
+        certain = certain[passing]
     if len(certain) > limit:
         cut = np.partition(certain, len(certain) - limit)[len(certain) - limit]
         picked = np.flatnonzero((scores >= cut - np.float32(margin + ROUNDING)) & (scores > -np.inf))

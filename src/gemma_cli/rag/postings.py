@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 
 from gemma_cli.rag.words import TERM_DTYPE
 
+POSITIONS: Final = 1 << 24
+
 MERGE_RATIO: Final = 2.0
 """A segment is merged with the one before it unless that is more than this many times larger."""
 
@@ -76,7 +78,16 @@ class Postings:
 
 
 def _sorted(terms: NDArray[np.uint64], slots: NDArray[np.int32], counts: NDArray[np.uint8]) -> _Segment:
-    order = np.argsort(terms)
+    if len(terms) <= POSITIONS:
+        # Sorting numbers is several times faster than sorting positions by them: 36 ms against 121 for two million. So
+        # the lowest bits of each term give way to its position; terms are hashes, and the rest nearly always tells
+        # them apart.
+        keys = np.sort((terms & ~np.uint64(POSITIONS - 1)) | np.arange(len(terms), dtype=np.uint64))
+        order = (keys & np.uint64(POSITIONS - 1)).astype(np.int64)
+        ordered = terms[order]
+        if (ordered[:-1] <= ordered[1:]).all():
+            return _Segment(ordered, slots[order], counts[order])
+    order = np.argsort(terms, kind="stable")
     return _Segment(terms[order], slots[order], counts[order])
 
 

@@ -3,8 +3,8 @@
 A term is 64 bits: the first eight bytes of the BLAKE2b digest of a kind ("word", "tag", "actor", "session") and a
 text, so that neither index nor store needs a vocabulary (among a million terms, a collision has a chance of about 3 in
 10^8). Words are folded (NFKC, case, accents), English ones stemmed (Snowball); scripts that put no spaces between words
-(Chinese, Japanese, Thai, Lao, Khmer, Burmese) are cut into overlapping pairs of characters, as Lucene's CJK analyser
-does.
+(Chinese, Japanese, Thai, Lao, Khmer, Burmese) are cut into overlapping pairs of characters, and for a memory into
+single ones as well, as Lucene's CJK analyser can do.
 
 A memory's terms are stored as packed records of nine bytes (`TERM_DTYPE`): the term and how often it occurs (up to
 255); 0 marks a facet (a tag, an actor, a session), which filters and never scores.
@@ -53,8 +53,9 @@ STOP_WORDS: Final = frozenset(
 """English function words: left out of the index and of queries, except where a text consists of nothing else."""
 
 
-def tokens(text: str) -> list[str]:
-    """The folded words of a text, in order, unstemmed."""
+def tokens(text: str, *, singles: bool = False) -> list[str]:
+    """The folded words of a text, in order, unstemmed; with `singles` also each character of a run that is cut into
+    pairs, which a memory needs to be found by one character and a query does not."""
     if text.isascii():
         return _ASCII_TOKEN.findall(text.lower())
     # Decomposed twice: a mathematical bold A becomes an A that has a case, and an İ an i with a dot to be dropped.
@@ -65,6 +66,7 @@ def tokens(text: str) -> list[str]:
     for word in _TOKEN.findall(folded):
         if _UNSPACED_CHAR.match(word) and len(word) > 1:
             found.extend(word[i : i + 2] for i in range(len(word) - 1))
+            found.extend(word if singles else "")
         else:
             found.append(word)
     return found
@@ -92,16 +94,16 @@ def _hash(kind: str, text: str) -> int:
     return int.from_bytes(blake2b(f"{kind}\0{text}".encode(), digest_size=8).digest(), "little")
 
 
-def word_terms(text: str) -> list[int]:
-    """The terms of a text's words, in order, repeated as they repeat."""
-    words = tokens(text)
+def word_terms(text: str, *, singles: bool = False) -> list[int]:
+    """The terms of a text's words (`tokens`), in order, repeated as they repeat."""
+    words = tokens(text, singles=singles)
     telling = [word for word in words if word not in STOP_WORDS]
     return list(map(_word_term, telling or words))
 
 
 def encode_terms(content: str, facets: Iterable[int] = ()) -> bytes:
     """A memory's terms as packed `TERM_DTYPE` records, words first, then facets."""
-    counts = Counter(word_terms(content))
+    counts = Counter(word_terms(content, singles=True))
     pack = _RECORD.pack
     records = [pack(term, count if count < 256 else 255) for term, count in counts.items()]
     records += [pack(term, 0) for term in sorted(set(facets) - counts.keys())]
