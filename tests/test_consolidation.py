@@ -76,6 +76,7 @@ async def test_stats_are_told_from_the_start(backend, clock):
         "total_consolidations": 0,
         "total_promotions": 0,
         "promotions_by_tier": {},
+        "near_duplicates_linked": 0,
         "last_consolidation": None,
         "avg_consolidation_time_ms": 0.0,
         "running": False,

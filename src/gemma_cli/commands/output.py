@@ -115,8 +115,12 @@ def print_plan(plan: "Plan") -> None:
     for loss in plan.losses:
         when = loss.expires_at.astimezone().strftime("%Y-%m-%d %H:%M")
         losses.add_row(when, Text(_short(loss.memory.content)), loss.memory.tier.value, f"{loss.missing:.3f}")
+    duplicates = Table("cosine", "newer", "older", box=None, pad_edge=False, title="say nearly the same")
+    for link in plan.duplicates:
+        duplicates.add_row(f"{link.similarity:.3f}", link.first, link.second)
     out.print(moves)
     out.print(losses)
+    out.print(duplicates)
 
 
 def _short(text: str, chars: int = 60) -> str:

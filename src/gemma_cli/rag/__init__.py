@@ -34,6 +34,7 @@ from gemma_cli.rag.monitoring import PerformanceMonitor
 from gemma_cli.rag.python_backend import PythonRAGBackend
 from gemma_cli.rag.queries import QueryOptimizer
 from gemma_cli.rag.settings import Settings, load_settings
+from gemma_cli.rag.stores.base import Link
 
 __all__ = [
     "TIER_POLICIES",
@@ -49,6 +50,7 @@ __all__ = [
     "GemmaRagError",
     "InvalidInputError",
     "InvalidTypeError",
+    "Link",
     "MemoryConsolidator",
     "MemoryEntry",
     "MemoryTier",

@@ -6,14 +6,15 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Concatenate, ParamSpec, TypeVar
 
-from gemma_cli.rag import reembedding, transfer
+from gemma_cli.rag import duplicates, reembedding, transfer
+from gemma_cli.rag import validation as check
 from gemma_cli.rag._version import __version__
 from gemma_cli.rag.embedders.base import ModelIdentity
 from gemma_cli.rag.intake import Intake
 from gemma_cli.rag.memory import MemoryEntry, MemoryTier, TierRules, parse_tier
 from gemma_cli.rag.monitoring import PerformanceMonitor
 from gemma_cli.rag.repository import MemoryRepository, Progress
-from gemma_cli.rag.stores.base import Filter, Verifying
+from gemma_cli.rag.stores.base import Filter, Link, Linking, Verifying
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -133,6 +134,20 @@ class Administration:
     async def deserving_memories(self, tier: MemoryTier | str, rules: TierRules | None = None) -> list[MemoryEntry]:
         """What `promote_deserving` would move out of a tier, highest relevance first."""
         return await self._repository.store.deserving(parse_tier(tier), rules or self.rules, self.now())
+
+    @timed
+    async def link_near_duplicates(self, similarity: float = duplicates.NEAR_DUPLICATE) -> int:
+        """Compares memories that have not been compared yet (256 at a time) with all others, links those whose cosine
+        is at least `similarity`, and says how many links are new. Nothing is merged or removed."""
+        bar = check.number("similarity", similarity, 0.0, 1.0)
+        return await duplicates.link_near_duplicates(self._repository, bar)
+
+    async def near_duplicates(self, memory_id: str | None = None, limit: int = 100) -> list[Link]:
+        """The links of one memory, or of all, most similar first."""
+        store = self._repository.store
+        wanted = check.optional_label("memory_id", memory_id)
+        limit = check.whole("limit", limit)
+        return await store.links(wanted, self.now(), limit) if isinstance(store, Linking) else []
 
     async def all_memories(self) -> list[MemoryEntry]:
         """Every live memory, newest first, without embeddings."""

@@ -71,7 +71,8 @@ class BatchEmbedder:
         adaptive: bool = True,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
-        if not callable(getattr(model, "encode", None)):
+        given: object = model
+        if isinstance(given, str) or not callable(getattr(given, "encode", None)):  # text has an `encode` of its own
             raise InvalidTypeError(f"model: {type(model).__name__} has no encode(texts) method")
         self._batch_size = check.whole("batch_size", batch_size)
         self._queue_timeout = check.number("queue_timeout", queue_timeout, 0.0)

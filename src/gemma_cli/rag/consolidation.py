@@ -11,6 +11,7 @@ from types import TracebackType
 from typing import Any, Final, Self
 
 from gemma_cli.rag import validation as check
+from gemma_cli.rag.duplicates import NEAR_DUPLICATE
 from gemma_cli.rag.memory import (
     DEFAULT_DECAY,
     DEFAULT_PROMOTION_THRESHOLD,
@@ -20,6 +21,7 @@ from gemma_cli.rag.memory import (
     parse_tier,
 )
 from gemma_cli.rag.python_backend import PythonRAGBackend
+from gemma_cli.rag.stores.base import Link
 
 logger = logging.getLogger("gemma_cli.rag.consolidation")
 
@@ -49,10 +51,11 @@ class PlannedLoss:
 @dataclass(frozen=True, slots=True)
 class Plan:
     """What a run would move now, highest relevance first, and what will be forgotten within `days`, soonest first,
-    if nobody uses it meanwhile."""
+    if nobody uses it meanwhile. `duplicates` are near-duplicates that earlier runs have linked."""
 
     moves: tuple[PlannedMove, ...]
     losses: tuple[PlannedLoss, ...]
+    duplicates: tuple[Link, ...]
     days: float
 
 
@@ -62,6 +65,7 @@ class MemoryConsolidator:
     promotion_threshold: relevance in [0, 1] from which a memory moves up.
     time_decay_factor: decay of relevance per day of age.
     consolidation_interval: seconds between two runs of the background task.
+    duplicate_similarity: cosine from which two memories are linked as near-duplicates; None: none are looked for.
 
     A run is one transaction of the store: it moves a memory one tier at most, and two processes that consolidate at
     once promote nothing twice. Pinned memories stay where they are.
@@ -74,17 +78,24 @@ class MemoryConsolidator:
         time_decay_factor: float = DEFAULT_DECAY,
         consolidation_interval: float = DEFAULT_INTERVAL,
         *,
+        duplicate_similarity: float | None = NEAR_DUPLICATE,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._backend = backend
         self._threshold = check.number("promotion_threshold", promotion_threshold, 0.0, 1.0)
         self._decay = check.number("time_decay_factor", time_decay_factor, 0.0)
         self._interval = _interval("consolidation_interval", consolidation_interval)
+        self._similarity = (
+            None
+            if duplicate_similarity is None
+            else check.number("duplicate_similarity", duplicate_similarity, 0.0, 1.0)
+        )
         self._monotonic = monotonic
         self._task: asyncio.Task[None] | None = None
         self._runs = 0
         self._seconds = 0.0
         self._moves: Counter[tuple[MemoryTier, MemoryTier]] = Counter()
+        self._linked = 0
         self._last: datetime | None = None
         self._errors = 0
         self._last_error: str | None = None
@@ -94,9 +105,12 @@ class MemoryConsolidator:
         return replace(self._backend.rules, decay=self._decay, threshold=self._threshold)
 
     async def run_consolidation(self) -> int:
-        """Removes what has expired, promotes what deserves it, and says how many memories moved."""
+        """Removes what has expired, promotes what deserves it, links near-duplicates among what is new, and says how
+        many memories moved."""
         start = self._monotonic()
         moves = await self._backend.promote_deserving(self._rules)
+        if self._similarity is not None:
+            self._linked += await self._backend.link_near_duplicates(self._similarity)
         self._seconds += self._monotonic() - start
         self._runs += 1
         self._moves.update(moves)
@@ -135,7 +149,7 @@ class MemoryConsolidator:
         ]
         moves.sort(key=lambda move: -move.relevance)
         losses.sort(key=lambda loss: loss.expires_at)
-        return Plan(tuple(moves), tuple(losses), days)
+        return Plan(tuple(moves), tuple(losses), tuple(await self._backend.near_duplicates()), days)
 
     # In the background
 
@@ -188,6 +202,7 @@ class MemoryConsolidator:
             "total_consolidations": self._runs,
             "total_promotions": self._moves.total(),
             "promotions_by_tier": {f"{source}->{target}": count for (source, target), count in self._moves.items()},
+            "near_duplicates_linked": self._linked,
             "last_consolidation": self._last,
             "avg_consolidation_time_ms": 1e3 * self._seconds / self._runs if self._runs else 0.0,
             "running": self._task is not None and not self._task.done(),

@@ -21,6 +21,9 @@ ROUNDING: Final = 1e-6
 
 DEFAULT_TIER: Final = MemoryTier.SHORT_TERM
 
+MOST_ACCESSES: Final = 2**53
+"""Beyond it a count of one more would be lost in a float."""
+
 FIELDS: Final = (
     "content",
     "memory_type",
@@ -90,7 +93,7 @@ class Intake:
             importance=check.importance(entry.importance),
             created_at=check.moment("created_at", entry.created_at),
             last_accessed=check.moment("last_accessed", entry.last_accessed),
-            access_count=check.whole("access_count", entry.access_count, 0),
+            access_count=check.whole("access_count", entry.access_count, 0, MOST_ACCESSES),
             tags=check.tags(entry.tags),
             metadata=metadata,
             embedding=None if entry.embedding is None else unit_vector("embedding", entry.embedding),

@@ -29,6 +29,7 @@ class Weights:
 
 RECALL: Final = Weights()
 BY_WORDS: Final = Weights(meaning=0.0, words=1.0)
+BY_MEANING: Final = Weights(meaning=1.0, words=0.0)
 
 
 def inverse_document_frequency(documents: int, containing: NDArray[np.int64]) -> NDArray[np.float64]:

@@ -176,6 +176,30 @@ class Reembedding(Protocol):
         still use the old model get `ModelMismatchError` from then on."""
 
 
+@dataclass(frozen=True, slots=True)
+class Link:
+    """Two memories (their ids) that say nearly the same: `similarity` is the cosine of their vectors."""
+
+    first: str
+    second: str
+    similarity: float
+
+
+@runtime_checkable
+class Linking(Protocol):
+    """A store that remembers which memories are near-duplicates of each other, and which have been compared."""
+
+    async def uncompared(self, now: float, limit: int) -> list[MemoryEntry]:
+        """Memories that have not been compared since they got their content, oldest first, embeddings included."""
+
+    async def link(self, compared: Sequence[str], links: Sequence[Link]) -> int:
+        """Keeps links and which memories have been compared; says how many links are new. A memory that is gone
+        meanwhile is left out."""
+
+    async def links(self, memory_id: str | None, now: float, limit: int) -> list[Link]:
+        """The links of one memory, or of all, most similar first, the newer memory first in each."""
+
+
 @runtime_checkable
 class Verifying(Protocol):
     """A store that can look itself through."""

@@ -21,8 +21,8 @@ from gemma_cli.rag.combining import CombiningWorker
 from gemma_cli.rag.errors import BackendStateError, StoreUnavailableError
 from gemma_cli.rag.index import Question
 from gemma_cli.rag.memory import MemoryEntry, MemoryTier, TierRules
-from gemma_cli.rag.stores import sqlite_eviction, sqlite_reembed, sqlite_schema, sqlite_write
-from gemma_cli.rag.stores.base import Filter, Pending, StoredModel, StoreInfo, Update
+from gemma_cli.rag.stores import sqlite_eviction, sqlite_links, sqlite_reembed, sqlite_schema, sqlite_write
+from gemma_cli.rag.stores.base import Filter, Link, Pending, StoredModel, StoreInfo, Update
 from gemma_cli.rag.stores.sqlite_checkpoint import Checkpointer
 from gemma_cli.rag.stores.sqlite_read import Reader
 from gemma_cli.rag.stores.sqlite_rows import encode, entry_at, to_model
@@ -358,6 +358,15 @@ class SqliteStore:
 
     async def change_token(self) -> int:
         return await self._read_with(lambda reader: reader.sequence())
+
+    async def uncompared(self, now: float, limit: int) -> list[MemoryEntry]:
+        return await self._read_with(lambda reader: sqlite_links.uncompared(reader.db, reader.ns, now, limit))
+
+    async def link(self, compared: Sequence[str], links: Sequence[Link]) -> int:
+        return await self._write_with(0.0, lambda scope: sqlite_links.link(scope, compared, links))
+
+    async def links(self, memory_id: str | None, now: float, limit: int) -> list[Link]:
+        return await self._read_with(lambda reader: sqlite_links.links(reader.db, reader.ns, memory_id, now, limit))
 
     async def verify(self) -> None:
         await self._read_with(lambda reader: reader.verify(self._where))

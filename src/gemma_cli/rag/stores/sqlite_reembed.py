@@ -113,6 +113,8 @@ def finish(scope: Scope) -> int | None:
     rows = [row for (row,) in scope.db.execute("SELECT row FROM memories WHERE ns = ?", (scope.ns,))]
     for start in range(0, len(rows), CHUNK):
         _take_over(scope, rows[start : start + CHUNK], sequence)
+    scope.db.execute("DELETE FROM links WHERE ns = ?", (scope.ns,))
+    scope.db.execute("UPDATE memories SET compared = 0 WHERE ns = ? AND compared = 1", (scope.ns,))
     # The floor makes every reader load the index anew.
     return int(
         scope.db.execute(

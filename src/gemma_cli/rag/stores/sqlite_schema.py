@@ -32,7 +32,8 @@ CHECKED_BYTES: Final = 32 << 20
 
 # A `row` is what index and vectors go by; an `id` is what users go by. `standing` is the part of the relevance that
 # time does not change, so that by_standing and by_age together find the least relevant without a scan. `sequence`
-# numbers the last change that the index must hear of; `removals` are the changes that left no row behind.
+# numbers the last change that the index must hear of; `removals` are the changes that left no row behind. `compared`
+# says whether near-duplicates of a memory have been looked for; `links` holds those found, the newer row first.
 MIGRATIONS: Final = (
     """
     CREATE TABLE namespaces(
@@ -54,7 +55,7 @@ MIGRATIONS: Final = (
         ns INTEGER NOT NULL, id TEXT NOT NULL, tier INTEGER NOT NULL,
         importance REAL NOT NULL, standing REAL NOT NULL, access_count INTEGER NOT NULL,
         created REAL NOT NULL, accessed REAL NOT NULL, occurred REAL, expires REAL,
-        pinned INTEGER NOT NULL, sequence INTEGER NOT NULL,
+        pinned INTEGER NOT NULL, sequence INTEGER NOT NULL, compared INTEGER NOT NULL DEFAULT 0,
         scale REAL NOT NULL, error REAL NOT NULL, code BLOB NOT NULL, terms BLOB NOT NULL,
         content TEXT NOT NULL, actor TEXT, session TEXT, tags TEXT, metadata TEXT
     ) STRICT;
@@ -64,9 +65,15 @@ MIGRATIONS: Final = (
     CREATE INDEX by_age ON memories(ns, tier, created, standing) WHERE pinned = 0;
     CREATE INDEX by_expiry ON memories(ns, tier, expires) WHERE expires IS NOT NULL;
     CREATE INDEX by_pin ON memories(ns, tier) WHERE pinned = 1;
+    CREATE INDEX by_uncompared ON memories(ns, row) WHERE compared = 0;
     CREATE INDEX by_session ON memories(ns, session) WHERE session IS NOT NULL;
     CREATE TABLE vectors(row INTEGER PRIMARY KEY, vector BLOB NOT NULL) STRICT;
     CREATE TABLE next_vectors(row INTEGER PRIMARY KEY, vector BLOB NOT NULL) STRICT;
+    CREATE TABLE links(
+        row INTEGER NOT NULL, other INTEGER NOT NULL, ns INTEGER NOT NULL, cosine REAL NOT NULL,
+        PRIMARY KEY(row, other)
+    ) STRICT, WITHOUT ROWID;
+    CREATE INDEX links_by_other ON links(other);
     CREATE TABLE removals(
         ns INTEGER NOT NULL, sequence INTEGER NOT NULL, row INTEGER NOT NULL,
         PRIMARY KEY(ns, sequence, row)

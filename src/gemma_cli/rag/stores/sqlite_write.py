@@ -159,10 +159,17 @@ def remove_rows(scope: Scope, rows: Sequence[int]) -> None:
         tier = scope.db.execute("DELETE FROM memories WHERE row = ? RETURNING tier", (row,)).get
         scope.db.execute("DELETE FROM vectors WHERE row = ?", (row,))
         scope.db.execute("DELETE FROM next_vectors WHERE row = ?", (row,))
+        unlink(scope, row)
         scope.db.execute("INSERT INTO removals VALUES(?, ?, ?)", (scope.ns, sequence, row))
         scope.add_to_count(tier, -1)
     if sequence % 256 == 0:
         _forget_old_removals(scope)
+
+
+def unlink(scope: Scope, row: int) -> None:
+    """A row that goes, or becomes another text, is nobody's near-duplicate any more."""
+    scope.db.execute("DELETE FROM links WHERE row = ?", (row,))
+    scope.db.execute("DELETE FROM links WHERE other = ?", (row,))
 
 
 def _forget_old_removals(scope: Scope) -> None:
@@ -279,6 +286,8 @@ def update(scope: Scope, memory_id: str, change: Update, rules: TierRules) -> Me
     if change.content is not KEEP:
         scope.db.execute("UPDATE vectors SET vector = ? WHERE row = ?", (blob, stored))
         scope.db.execute("DELETE FROM next_vectors WHERE row = ?", (stored,))
+        scope.db.execute("UPDATE memories SET compared = 0 WHERE row = ?", (stored,))
+        unlink(scope, stored)
     return new
 
 

@@ -1,0 +1,50 @@
+"""Memories that say nearly the same: found by their vectors, linked, never merged."""
+
+import asyncio
+from typing import Final
+
+import numpy as np
+
+from gemma_cli.rag.index import Question
+from gemma_cli.rag.ranking import BY_MEANING
+from gemma_cli.rag.repository import MemoryRepository
+from gemma_cli.rag.stores.base import Link, Linking
+
+NEAR_DUPLICATE: Final = 0.95
+"""Cosine from which two memories count as near-duplicates. Our choice: with all-MiniLM-L6-v2 it takes the same sentence
+with another article, tense or spelling; two facts about one thing stay well below."""
+
+COMPARED_PER_RUN: Final = 256
+"""Memories compared in one run; what is left waits for the next."""
+
+LINKS_PER_MEMORY: Final = 8
+
+
+async def link_near_duplicates(repository: MemoryRepository, similarity: float, limit: int = COMPARED_PER_RUN) -> int:
+    """Compares up to `limit` memories that have not been compared yet with all others, links those that are as similar,
+    and says how many links are new. Needs no model. 0 where the store keeps no links."""
+    store = repository.store
+    if not isinstance(store, Linking):
+        return 0
+    now = repository.now()
+    fresh = await store.uncompared(now, limit)
+    if not fresh:
+        return 0
+    questions = (
+        Question(
+            vector=entry.embedding,
+            terms=np.empty(0, np.uint64),
+            weights=BY_MEANING,
+            limit=LINKS_PER_MEMORY + 1,
+            min_similarity=similarity,
+        )
+        for entry in fresh
+    )
+    found = await asyncio.gather(*(store.search(question, now) for question in questions))
+    links = [
+        Link(entry.id, like.id, like.similarity_score or 0.0)
+        for entry, alike in zip(fresh, found, strict=True)
+        for like in alike
+        if like.id != entry.id
+    ]
+    return await store.link([entry.id for entry in fresh], links)

@@ -1,0 +1,48 @@
+"""Near-duplicates as the SQLite store keeps them: pairs of rows, the newer one first. Synchronous."""
+
+from collections.abc import Sequence
+from typing import Final
+
+import apsw
+
+from gemma_cli.rag.memory import MemoryEntry
+from gemma_cli.rag.stores.base import Link
+from gemma_cli.rag.stores.sqlite_rows import entry_at
+from gemma_cli.rag.stores.sqlite_write import Scope
+
+UNCOMPARED: Final = (
+    "SELECT row FROM memories INDEXED BY by_uncompared WHERE ns = ? AND compared = 0 "
+    "AND (expires IS NULL OR expires > ?) ORDER BY row LIMIT ?"
+)
+LINKS: Final = (
+    "SELECT m.id, o.id, l.cosine FROM links AS l JOIN memories AS m ON m.row = l.row "
+    "JOIN memories AS o ON o.row = l.other WHERE l.ns = ?1 AND (m.expires IS NULL OR m.expires > ?2) "
+    "AND (o.expires IS NULL OR o.expires > ?2) AND (?3 IS NULL OR m.id = ?3 OR o.id = ?3) "
+    "ORDER BY l.cosine DESC, l.row DESC LIMIT ?4"
+)
+
+
+def uncompared(db: apsw.Connection, ns: int, now: float, limit: int) -> list[MemoryEntry]:
+    """See `Linking.uncompared`."""
+    rows = [row for (row,) in db.execute(UNCOMPARED, (ns, now, limit))]
+    return [entry_at(db, row) for row in rows]
+
+
+def link(scope: Scope, compared: Sequence[str], links: Sequence[Link]) -> int:
+    """See `Linking.link`."""
+    before = scope.db.total_changes()
+    for pair in links:
+        scope.db.execute(
+            "INSERT OR IGNORE INTO links SELECT max(a.row, b.row), min(a.row, b.row), a.ns, ?1 FROM memories AS a, "
+            "memories AS b WHERE a.ns = ?2 AND a.id = ?3 AND b.ns = ?2 AND b.id = ?4 AND a.row != b.row",
+            (pair.similarity, scope.ns, pair.first, pair.second),
+        )
+    made = scope.db.total_changes() - before
+    for memory_id in compared:
+        scope.db.execute("UPDATE memories SET compared = 1 WHERE ns = ? AND id = ?", (scope.ns, memory_id))
+    return made
+
+
+def links(db: apsw.Connection, ns: int, memory_id: str | None, now: float, limit: int) -> list[Link]:
+    """See `Linking.links`."""
+    return [Link(*pair) for pair in db.execute(LINKS, (ns, now, memory_id, limit))]
