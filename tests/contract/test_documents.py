@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from memory_places import WordEmbedder, settings_with
 
-from gemma_cli.rag import DocumentError, DocumentNotFoundError, InvalidInputError
+from gemma_cli.rag import CapacityError, DocumentError, DocumentNotFoundError
 
 pytestmark = pytest.mark.anyio
 
@@ -99,7 +99,7 @@ async def test_a_document_of_more_chunks_than_the_tier_holds_stores_nothing(plac
     """Rather than lose part of a document in silence, the whole of it is refused."""
     path = write(tmp_path / "log.md", SECTIONS)
     backend = await place.open(settings=settings_with(working_capacity=3))
-    with pytest.raises(InvalidInputError, match=r"chunks.*holds 3"):
+    with pytest.raises(CapacityError, match=r"chunks.*holds 3"):
         await backend.ingest_document(path, "working", chunk_size=30, chunk_overlap=0)
     assert await backend.all_memories() == []
 

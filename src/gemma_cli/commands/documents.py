@@ -24,7 +24,7 @@ def ingest(
 ) -> None:
     """Store documents as chunks. The same document again adds nothing; a changed one is brought up to date."""
     from gemma_cli.commands.output import print_json, progress_bar
-    from gemma_cli.rag.errors import DocumentError, MissingExtraError
+    from gemma_cli.rag.errors import CapacityError, DocumentError, MissingExtraError
     from gemma_cli.rag.ingestion import documents_in
 
     async def store(backend: "PythonRAGBackend") -> tuple[dict[str, int], dict[str, str]]:
@@ -42,8 +42,8 @@ def ingest(
                         tags=tag,
                         progress=progress,
                     )
-                except (DocumentError, MissingExtraError) as error:  # the other files are as good as they were
-                    failed[str(path)] = str(error)
+                except (CapacityError, DocumentError, MissingExtraError) as error:
+                    failed[str(path)] = str(error)  # the other files are as good as they were
         return stored, failed
 
     stored, failed = context.obj.ask(store)

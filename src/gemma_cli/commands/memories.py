@@ -179,6 +179,8 @@ def get(context: typer.Context, memory_id: str, as_json: Json = False) -> None:
 
     memory = context.obj.ask(lambda backend: backend.get_memory(memory_id), require_model=False)
     if memory is None:
+        if as_json:
+            typer.echo("null")
         raise _no_such(memory_id)
     print_memory(memory, as_json=as_json)
 

@@ -14,9 +14,9 @@ logger = logging.getLogger("gemma_cli.rag.background")
 class BackgroundTasks:
     """Runs between `async with` and its end; nothing of it starts by itself.
 
-    `[memory] enable_background_tasks` switches all of it on, `cleanup_interval` is the time between two runs, and
-    `auto_consolidate` says whether a run promotes as well as removing what has expired. `[monitoring] report_interval`
-    is the time between two reports to the log."""
+    `[memory] enable_background_tasks` switches clean-up and promotion on, `cleanup_interval` is the time between two
+    runs, and `auto_consolidate` says whether a run promotes as well as removing what has expired. `[monitoring]
+    enabled` switches reports to the log on, `report_interval` is the time between two."""
 
     def __init__(self, backend: PythonRAGBackend) -> None:
         memory = backend.settings.memory

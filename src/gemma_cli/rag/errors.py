@@ -5,7 +5,7 @@
      │    └── InvalidTypeError        a value of the wrong type (also TypeError)
      ├── SettingsError                configuration: unknown key, wrong value (also ValueError)
      ├── BackendStateError            a verb before initialize() or after close() (also RuntimeError)
-     ├── CapacityError                a tier in which nothing may leave (all of it pinned)
+     ├── CapacityError                a tier that has no room: all of it pinned, or a document larger than it
      ├── QueueFullError               more waiting work than the queue may hold
      ├── MissingExtraError            an optional dependency is not installed (also ImportError)
      ├── DocumentError                a file that can't be ingested
@@ -46,7 +46,7 @@ class BackendStateError(GemmaRagError, RuntimeError):
 
 
 class CapacityError(GemmaRagError):
-    """A tier is full and nothing in it may leave."""
+    """A tier is full and nothing in it may leave, or a document has more chunks than the tier holds."""
 
 
 class QueueFullError(GemmaRagError):

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from gemma_cli.rag.chunking import Chunk, chunk_document
 from gemma_cli.rag.embedders.base import Tokenizing
-from gemma_cli.rag.errors import InvalidInputError
+from gemma_cli.rag.errors import CapacityError
 from gemma_cli.rag.intake import Intake
 from gemma_cli.rag.memory import MemoryEntry, MemoryTier
 from gemma_cli.rag.offload import in_thread
@@ -115,9 +115,9 @@ class Ingestion:
         read = await in_thread(read_chunks, path, vectorizer.tokenizer, self.chunk_size, self.chunk_overlap)
         capacity = repository.rules.policies[self.tier].capacity
         if len(read.chunks) > capacity:
-            raise InvalidInputError(
-                f"memory_type: {path} makes {len(read.chunks):,} chunks, and the tier {self.tier} holds {capacity:,}; "
-                "use a larger tier or raise its capacity"
+            raise CapacityError(
+                f"{path} makes {len(read.chunks):,} chunks, and the tier {self.tier} holds {capacity:,}: use a larger "
+                f"tier, or raise [memory] {self.tier}_capacity"
             )
         change = difference(read, await repository.all(Filter(session=read.session)))
         now = repository.now()

@@ -1,0 +1,400 @@
+"""The command: what each verb does, what it exits with, and what it says of a mistake."""
+
+import json
+import os
+import re
+import signal
+import stat
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import apsw
+import pytest
+from command_runs import TIMEOUT, Outcome, call, environment, run_command
+
+from gemma_cli.commands.session import ExitCode
+
+SENTENCE = "The keeper polishes the brass on Wednesdays."
+NO_SUCH_ID = "019b7000-0000-7000-8000-000000000000"
+
+
+@pytest.fixture(autouse=True)
+def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A store of the test's own, in a directory of its own, with vectors that need no model."""
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "memory.db"
+    monkeypatch.setenv("GEMMA_RAG_URL", f"sqlite:///{path}")
+    monkeypatch.setenv("GEMMA_RAG_EMBEDDING__PROVIDER", "hashing")
+    return path
+
+
+@pytest.fixture
+def documents(tmp_path: Path) -> Path:
+    """A directory with two documents, one of them in a directory below, and things that are none."""
+    folder = tmp_path / "notes"
+    (folder / "deep").mkdir(parents=True)
+    (folder / "bees.md").write_text("# Bees\n\nThe bees live behind the oil store.\n")
+    (folder / "deep" / "boat.txt").write_text("The dinghy is called Terna.\n")
+    (folder / "picture.jpeg").write_bytes(b"\xff\xd8\xff")
+    (folder / ".hidden.md").write_text("Nobody reads this.\n")
+    return folder
+
+
+def remember(text: str = SENTENCE, *options: str) -> str:
+    """Stores a memory and gives its id."""
+    outcome = call("remember", text, *options)
+    assert outcome.code == 0, outcome.stderr
+    return outcome.stdout.strip()
+
+
+def stored() -> list[str]:
+    """The contents of all memories, newest first."""
+    return [memory["content"] for memory in call("list", "--json", "--limit", "100000").json()]
+
+
+def refused(outcome: Outcome, *words: str, code: int = ExitCode.USAGE) -> None:
+    """Ended with this code, said nothing on stdout, and all these words on stderr."""
+    assert outcome.code == code, outcome
+    assert outcome.stdout == ""
+    assert [word for word in words if word not in outcome.message] == [], outcome.message
+    assert "Traceback" not in outcome.stderr
+
+
+# In processes of their own
+
+
+def test_a_memory_outlives_the_process_and_is_found_by_its_meaning(tmp_path: Path) -> None:
+    """What one process stores, the next finds with the real model, by a question that shares no word with it."""
+    model = {"GEMMA_RAG_EMBEDDING__PROVIDER": "local"}
+    first = run_command("remember", "-", "--tier", "long_term", cwd=tmp_path, env=model, stdin="My dog Rex is ill.")
+    assert first.code == 0, first.stderr
+    second = run_command("recall", "Which pet must see a vet?", "--json", cwd=tmp_path, env=model)
+    assert second.code == 0, second.stderr
+    [hit] = second.json()
+    assert (hit["id"], hit["content"], hit["memory_type"]) == (first.stdout.strip(), "My dog Rex is ill.", "long_term")
+    assert hit["score"] > 0
+    assert first.stderr == second.stderr == ""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there are neither pseudo-terminals nor a SIGINT to send")
+def test_ctrl_c_during_an_ingestion_leaves_a_sound_store(tmp_path: Path, store: Path) -> None:
+    """Interrupted while its second document is embedded, an ingestion exits with 130 and keeps the first one alone."""
+    folder = tmp_path / "many"
+    folder.mkdir()
+    (folder / "a.md").write_text("The first document is short.\n")
+    entries = (f"Entry {number}: " + "the wind turned and the keeper wrote it down. " * 20 for number in range(400))
+    (folder / "b.md").write_text("\n\n".join(entries))
+    master, terminal = os.openpty()  # where stderr is a terminal, the progress bar tells how far it is
+    with subprocess.Popen(
+        [sys.executable, "-m", "gemma_cli", "ingest", folder, "--tier", "semantic"],
+        cwd=tmp_path,
+        env=environment({"GEMMA_RAG_EMBEDDING__PROVIDER": "local", "TERM": "xterm", "COLUMNS": "100"}),
+        stdout=subprocess.PIPE,
+        stderr=terminal,
+    ) as process:
+        os.close(terminal)
+        watchdog = threading.Timer(TIMEOUT, process.kill)
+        watchdog.start()
+        shown = ""
+        interrupted = False
+        for part in output_of(master):
+            shown += part
+            if not interrupted and re.search(r"b\.md.* [1-9]\d*/\d+", shown):
+                process.send_signal(signal.SIGINT)
+                interrupted = True
+        out, _ = process.communicate()
+        watchdog.cancel()
+    os.close(master)
+    assert interrupted, shown
+    assert (process.returncode, out) == (130, b""), shown
+    assert "Traceback" not in shown
+    assert stored() == ["The first document is short."]
+    with closing(apsw.Connection(str(store))) as db:
+        assert db.execute("PRAGMA integrity_check").get == "ok"
+
+
+def output_of(terminal: int) -> Iterator[str]:
+    """What a process writes to a terminal, until the process ends."""
+    while True:
+        try:
+            part = os.read(terminal, 65_536)
+        except OSError:  # EIO: nobody holds the other end any more
+            return
+        if not part:
+            return
+        yield part.decode(errors="replace")
+
+
+# Single memories
+
+
+def test_remember_keeps_every_option(store: Path) -> None:
+    """Each option of remember is a field of the memory that get shows."""
+    options = ["--tier", "episodic", "-i", "0.9", "--tag", "a b", "--tag", "c", "--actor", "Mia", "--session", "s1"]
+    memory_id = remember(SENTENCE, *options, "--at", "2026-01-02", "--metadata", '{"k": [1]}', "--pin")
+    memory = call("get", memory_id, "--json").json()
+    assert {name: memory[name] for name in ("id", "content", "memory_type", "importance", "tags", "metadata")} == {
+        "id": memory_id,
+        "content": SENTENCE,
+        "memory_type": "episodic",
+        "importance": 0.9,
+        "tags": ["a b", "c"],
+        "metadata": {"k": [1]},
+    }
+    assert (memory["actor"], memory["session"], memory["pinned"]) == ("Mia", "s1", True)
+    assert memory["occurred_at"].startswith("2026-01-02T00:00")
+
+
+def test_remember_reads_stdin(store: Path) -> None:
+    """`remember -` stores what comes on stdin, all of it."""
+    outcome = call("remember", "-", "--json", stdin="Zwei Zeilen,\näöü.".encode())
+    assert call("get", outcome.json()["id"], "--json").json()["content"] == "Zwei Zeilen,\näöü."
+
+
+def test_stdin_that_is_no_text_is_refused(store: Path) -> None:
+    """Bytes that are not UTF-8 store nothing, and the message says where they came from."""
+    refused(call("remember", "-", stdin=b"\xff\xfe\x00"), "stdin", "not text")
+    assert stored() == []
+
+
+def test_list_filters_and_pages(store: Path) -> None:
+    """list shows newest first, by page, and only what its options ask for."""
+    ids = [remember(f"memory {n}", *(["--tag", "even", "--pin"] if n % 2 == 0 else [])) for n in range(5)]
+    first = [memory["id"] for memory in call("list", "-n", "3", "--json").json()]
+    second = [memory["id"] for memory in call("list", "-n", "3", "--after", first[-1], "--json").json()]
+    assert first + second == ids[::-1]
+    for option in (["--tag", "even"], ["--pinned"]):
+        assert [memory["id"] for memory in call("list", *option, "--json").json()] == ids[::-2]
+    assert call("list", "--tier", "semantic").code == ExitCode.NOTHING_FOUND
+
+
+def test_search_finds_words_and_takes_any_text(store: Path) -> None:
+    """search finds what shares a word, by its stem; no character of a query is an operator."""
+    memory_id = remember()
+    assert [memory["id"] for memory in call("search", "polishing brass", "--json").json()] == [memory_id]
+    assert call("search", 'NEAR("* OR -').code == ExitCode.NOTHING_FOUND
+
+
+def test_recall_counts_as_an_access_unless_told_otherwise(store: Path) -> None:
+    """A recall raises the access count of what it finds; with --no-touch it does not."""
+    memory_id = remember()
+    assert call("recall", "brass", "--no-touch").code == 0
+    assert call("get", memory_id, "--json").json()["access_count"] == 0
+    assert call("recall", "brass").code == 0
+    assert call("get", memory_id, "--json").json()["access_count"] == 1
+
+
+def test_recall_explains_itself(store: Path) -> None:
+    """With --explain the parts of a score are shown, and add up to it."""
+    remember()
+    [hit] = call("recall", "brass", "--explain", "--json").json()
+    assert sum(hit["explanation"].values()) == pytest.approx(hit["score"])
+    assert "meaning" in call("recall", "brass", "--explain").stdout
+
+
+def test_forget_removes_what_is_there_and_names_what_is_not(store: Path) -> None:
+    """forget removes every memory it can, and exits with 3 naming the id that was not there."""
+    first, second = remember("one"), remember("two")
+    refused(call("forget", first, NO_SUCH_ID, second), NO_SUCH_ID, code=ExitCode.NOTHING_FOUND)
+    assert stored() == []
+    assert call("forget", remember("three")).code == 0
+
+
+def test_promote_moves_once(store: Path) -> None:
+    """promote moves a memory; a second time there is nothing to move, and the exit code is 3."""
+    memory_id = remember()
+    assert call("promote", memory_id, "semantic").code == 0
+    assert call("get", memory_id, "--json").json()["memory_type"] == "semantic"
+    refused(call("promote", memory_id, "semantic"), memory_id, code=ExitCode.NOTHING_FOUND)
+
+
+def test_a_namespace_is_a_wall(store: Path) -> None:
+    """What is stored in one namespace is neither listed nor found in another."""
+    assert call("--namespace", "work", "remember", SENTENCE).code == 0
+    assert stored() == []
+    assert call("recall", "brass").code == ExitCode.NOTHING_FOUND
+    assert call("--namespace", "work", "recall", "brass").code == 0
+
+
+# Documents
+
+
+def test_ingest_walks_a_directory_and_is_idempotent(documents: Path) -> None:
+    """A directory's documents are stored, hidden and unknown files left out; again, nothing is added."""
+    first = call("ingest", documents, "--json").json()
+    assert first == {"stored": {str(documents / "bees.md"): 1, str(documents / "deep/boat.txt"): 1}, "failed": {}}
+    assert call("ingest", documents, "--json").json()["stored"] == dict.fromkeys(first["stored"], 0)
+    assert len(stored()) == 2
+    (documents / "bees.md").write_text("# Bees\n\nThe bees have swarmed.\n")
+    assert call("ingest", documents / "bees.md", "--json").json()["stored"] == {str(documents / "bees.md"): 1}
+    assert sorted("oil store" in text for text in stored()) == [False, False]
+
+
+def test_one_bad_file_keeps_none_of_the_others_out(documents: Path) -> None:
+    """A file that can't be read is named and makes the exit code 1; the files before and after it are stored."""
+    bad = documents / "bees2.md"
+    bad.write_bytes(b"\x00\x01\x02" * 100)
+    outcome = call("ingest", documents)
+    assert outcome.code == ExitCode.FAILED
+    assert [line.split("\t")[1] for line in outcome.stdout.splitlines()] == [
+        str(documents / "bees.md"),
+        str(documents / "deep/boat.txt"),
+    ]
+    assert str(bad) in outcome.stderr
+    assert len(stored()) == 2
+
+
+def test_a_missing_extra_keeps_none_of_the_other_files_out(documents: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the library for PDF is not installed, a PDF in a directory is named with the remedy, the rest is stored."""
+    monkeypatch.setitem(sys.modules, "pypdf", None)
+    (documents / "aaa.pdf").write_bytes(b"%PDF-1.4\n%%EOF\n")
+    outcome = call("ingest", documents, "--json")
+    assert outcome.code == ExitCode.FAILED
+    [message] = outcome.json()["failed"].values()
+    assert "gemma-rag[docs]" in message
+    assert len(stored()) == 2
+
+
+def test_a_directory_without_documents_is_nothing_found(tmp_path: Path) -> None:
+    """ingest of a directory that holds no document exits with 3."""
+    (tmp_path / "empty").mkdir()
+    refused(call("ingest", tmp_path / "empty"), "no documents", code=ExitCode.NOTHING_FOUND)
+
+
+def test_export_and_import_are_inverse(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another store into which an export is imported lists the same memories; importing again adds nothing."""
+    remember("one", "--tag", "x")
+    remember("two", "--tier", "semantic")
+    before = call("list", "--json").json()
+    file = tmp_path / "all.jsonl"
+    assert call("export", file).message == f"2 memories written to {file}"
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    monkeypatch.setenv("GEMMA_RAG_URL", f"sqlite:///{tmp_path / 'other.db'}")
+    assert call("import", file).message == f"2 memories imported from {file}"
+    assert call("list", "--json").json() == before
+    assert call("import", file).message == f"0 memories imported from {file}"
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("no json", ["no JSON Lines file"]),
+        ('{"content": "x", "memory_type": "nowhere"}', ["line 2501", "nowhere"]),
+        ('{"content": "", "memory_type": "semantic"}', ["line 2501", "content"]),
+        ('{"content": "x", "memory_type": "semantic", "importance": 2}', ["line 2501", "importance"]),
+    ],
+)
+def test_import_of_a_bad_file_stores_nothing(line: str, words: list[str], tmp_path: Path) -> None:
+    """One bad line at the end of a file, and nothing of it is stored; the message names line and fault."""
+    file = tmp_path / "bad.jsonl"
+    good = json.dumps({"content": "fine", "memory_type": "semantic"})
+    file.write_text(f"{good}\n" * 2_500 + line)  # more than are stored in one step
+    refused(call("import", file), str(file), *words, code=ExitCode.FAILED)
+    assert stored() == []
+
+
+# Upkeep
+
+
+def test_consolidate_says_what_it_moved_and_plans_without_moving(store: Path) -> None:
+    """--plan shows the move and does nothing; without it the memory moves, once."""
+    memory_id = remember(SENTENCE, "-i", "1", "--tier", "working")
+    plan = call("consolidate", "--plan", "--json").json()
+    assert [(move["id"], move["to"]) for move in plan["moves"]] == [(memory_id, "short_term")]
+    assert call("get", memory_id, "--json").json()["memory_type"] == "working"
+    assert call("consolidate", "--json").json() == {"promoted": 1, "by_tier": {"working->short_term": 1}}
+    assert call("get", memory_id, "--json").json()["memory_type"] == "short_term"
+
+
+def test_reembed_goes_over_to_another_model(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With another model configured, recall refuses and names the remedy; after reembed it answers."""
+    remember()
+    monkeypatch.setenv("GEMMA_RAG_EMBEDDING__DIMENSION", "128")
+    refused(call("recall", "brass"), "384", "128", "gemma-rag reembed", code=ExitCode.FAILED)
+    assert call("list").code == 0
+    assert call("reembed").message == "1 memories embedded"
+    assert call("recall", "brass").code == 0
+    assert call("stats", "--json").json()["dimension"] == 128
+
+
+# Mistakes
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["remember", ""], ["content", "empty"]),
+        (["remember", "x", "--tier", "bad"], ["--tier", "'bad'", "working"]),
+        (["remember", "x", "--tier", ""], ["--tier", "no tier"]),
+        (["remember", "x", "--importance", "2"], ["importance", "2"]),
+        (["remember", "x", "--importance", "nan"], ["importance", "nan"]),
+        (["remember", "x", "--metadata", "{"], ["--metadata", "not JSON"]),
+        (["remember", "x", "--metadata", "[]"], ["--metadata", "not a JSON object"]),
+        (["remember", "x", "--at", "yesterday"], ["occurred_at", "yesterday", "ISO 8601"]),
+        (["recall", ""], ["query", "empty"]),
+        (["recall", "x", "--limit", "0"], ["limit", "0"]),
+        (["recall", "x", "--limit", "many"], ["--limit"]),
+        (["recall", "x", "--since", "never"], ["since", "never"]),
+        (["recall", "x", "--min-similarity", "7"], ["min_similarity", "7"]),
+        (["search", "x", "--min-importance", "-1"], ["min_importance", "-1"]),
+        (["list", "--after", NO_SUCH_ID], ["after", NO_SUCH_ID]),
+        (["promote", NO_SUCH_ID, "nowhere"], ["tier", "'nowhere'", "semantic"]),
+        (["ingest", "a.md", "--chunk-size", "0"], ["chunk_size", "0"]),
+        (["consolidate", "--plan", "--days", "-1"], ["days", "-1"]),
+        (["--namespace", "", "list"], ["namespace", "empty"]),
+        (["--url", "postgres://u:secret@h", "list"], ["url", "sqlite://"]),
+        (["--config", "nowhere.toml", "list"], ["nowhere.toml"]),
+        (["recall"], ["query"]),
+        (["remmber", "x"], ["remmber"]),
+        (["list", "--limits", "3"], ["--limits"]),
+    ],
+)
+def test_wrong_usage_exits_with_2_and_names_the_argument(arguments: list[str], words: list[str]) -> None:
+    """Bad input stores nothing, and its message names what was wrong with which argument."""
+    Path("a.md").write_text("text")
+    outcome = call(*arguments)
+    assert [word for word in words if word.lower() not in outcome.message.lower()] == [], outcome.message
+    assert "secret" not in outcome.message
+    refused(outcome)
+    assert stored() == []
+
+
+@pytest.mark.parametrize(
+    "arguments", [["recall", "x"], ["search", "x"], ["list"], ["get", NO_SUCH_ID], ["forget", NO_SUCH_ID]]
+)
+def test_nothing_found_exits_with_3(arguments: list[str]) -> None:
+    """Where there is nothing, stdout is empty, stderr says so and the exit code is 3."""
+    outcome = call(*arguments)
+    refused(outcome, code=ExitCode.NOTHING_FOUND)
+    assert re.search("nothing found|there is no memory", outcome.message)
+
+
+@pytest.mark.parametrize("arguments", [["remember", "x"], ["recall", "x"], ["list"], ["stats"], ["export", "x.jsonl"]])
+def test_an_unreachable_store_exits_with_4(arguments: list[str], tmp_path: Path) -> None:
+    """A directory in the store's place, and a file where its directory should be, are named; the exit code is 4."""
+    (tmp_path / "file").write_text("")
+    for place in (tmp_path, tmp_path / "file" / "memory.db"):
+        refused(call("--url", f"sqlite:///{place}", *arguments), str(place), code=ExitCode.STORE_UNREACHABLE)
+    assert not Path("x.jsonl").exists()
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write everywhere")
+def test_a_directory_without_permission_exits_with_4(tmp_path: Path) -> None:
+    """A store that may not be created is unreachable."""
+    (tmp_path / "closed").mkdir(mode=0o500)
+    place = tmp_path / "closed" / "memory.db"
+    refused(call("--url", f"sqlite:///{place}", "list"), str(place), code=ExitCode.STORE_UNREACHABLE)
+
+
+def test_a_file_that_is_no_store_is_left_as_it_is(store: Path) -> None:
+    """A file of another kind is refused with 1 by every verb, and no byte of it changes."""
+    content = b"Dear diary, today nothing happened. " * 50
+    store.write_bytes(content)
+    for arguments in (["remember", "x"], ["list"], ["reembed"], ["consolidate"]):
+        refused(call(*arguments), str(store), "left as it is", code=ExitCode.FAILED)
+    assert store.read_bytes() == content
+    assert list(store.parent.iterdir()) == [store]
