@@ -80,6 +80,7 @@ COMMANDS: Final[tuple[tuple[str, Callable[..., None]], ...]] = (
     ("import", documents.import_),
     ("reembed", upkeep.reembed),
     ("doctor", upkeep.doctor),
+    ("tune", upkeep.tune),
 )
 for _name, _command in COMMANDS:
     app.command(_name)(_command)

@@ -42,6 +42,8 @@ VERBS = {
     "deserving_memories": lambda b: b.deserving_memories("working"),
     "all_memories": lambda b: b.all_memories(),
     "cleanup_expired": lambda b: b.cleanup_expired(),
+    "link_near_duplicates": lambda b: b.link_near_duplicates(),
+    "near_duplicates": lambda b: b.near_duplicates(),
 }
 
 

@@ -1,4 +1,4 @@
-"""Commands that look after the store: consolidate, stats, reembed, doctor."""
+"""Commands that look after the store and the model: consolidate, stats, reembed, doctor, tune."""
 
 from typing import TYPE_CHECKING, Annotated
 
@@ -35,7 +35,7 @@ def consolidate(
         if as_json:
             moves = [{"id": m.memory.id, "to": m.to_tier, "relevance": m.relevance} for m in result.moves]
             losses = [{"id": m.memory.id, "expires_at": m.expires_at, "missing": m.missing} for m in result.losses]
-            print_json({"moves": moves, "losses": losses, "days": result.days})
+            print_json({"moves": moves, "losses": losses, "duplicates": result.duplicates, "days": result.days})
         else:
             print_plan(result)
     elif as_json:
@@ -74,3 +74,15 @@ def doctor(context: typer.Context, as_json: Json = False) -> None:
     print_json(findings) if as_json else print_findings(findings)
     if not all(finding.ok for finding in findings):
         raise typer.Exit(ExitCode.FAILED)
+
+
+def tune(
+    context: typer.Context,
+    seconds: Annotated[float, typer.Option(min=1, max=3_600, help="How long to measure, about.")] = 60.0,
+    apply: Annotated[bool, typer.Option("--apply", help="Write what was found into the configuration file.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Find the engine, threads and batch sizes that embed quickest on this machine. Without --apply only tells."""
+    from gemma_cli.commands.tune import run_tune
+
+    run_tune(context.obj.settings(), context.obj.config, seconds=seconds, apply=apply, as_json=as_json)

@@ -6,7 +6,7 @@ known error of the copies, never by luck. The store then reads the float32 vecto
 them exactly. So the answer is the one that a scan of all float32 vectors gives.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -56,6 +56,19 @@ class Question:
     since: float = -np.inf
     until: float = np.inf
     min_similarity: float | None = None
+
+    def filters(self) -> tuple[Hashable, ...]:
+        """All but the vector and the terms: what, together with the text, tells two questions apart."""
+        return (
+            self.weights,
+            self.limit,
+            self.tiers,
+            self.facets,
+            self.min_importance,
+            self.since,
+            self.until,
+            self.min_similarity,
+        )
 
 
 @dataclass(frozen=True, slots=True, eq=False)

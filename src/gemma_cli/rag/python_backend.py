@@ -8,17 +8,18 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from gemma_cli.rag import intake
 from gemma_cli.rag import validation as check
 from gemma_cli.rag.administration import Administration, timed
+from gemma_cli.rag.answers import AnswerCache
 from gemma_cli.rag.batching import BatchEmbedder
 from gemma_cli.rag.embedders import EmbeddingOptions, create_embedder
 from gemma_cli.rag.embedders.base import CountingTokens, Embedder
 from gemma_cli.rag.errors import InvalidInputError, InvalidTypeError, StoreBusyError, StoreUnavailableError
+from gemma_cli.rag.index import Question
 from gemma_cli.rag.ingestion import Ingestion
 from gemma_cli.rag.intake import Intake
 from gemma_cli.rag.memory import MemoryEntry, MemoryTier, parse_tier
@@ -91,18 +92,12 @@ class PythonRAGBackend(Administration):
             self._intake.rules,
             clock,
         )
+        memory = settings.memory
+        self._answers = AnswerCache(self, self._search, memory.query_cache_ttl, memory.query_cache_size)
 
     def _make_vectorizer(self) -> Vectorizer:
         configured = self.settings.embedding
-        options = EmbeddingOptions(
-            provider=configured.provider,
-            model=configured.model,
-            model_dir=Path(configured.model_dir).expanduser() if configured.model_dir else None,
-            dimension=configured.dimension,
-            device=configured.device or None,
-            threads=configured.threads or None,
-            precision=configured.precision or None,
-        )
+        options = EmbeddingOptions.configured(configured)
         model = create_embedder(options) if self._embedder is None else self._embedder
         vectorizer = Vectorizer(
             model,
@@ -136,6 +131,7 @@ class PythonRAGBackend(Administration):
         it is. `require_model=False` puts the questions about the model off until a verb needs it: listing, counting and
         deleting do not."""
         await self._repository.open()
+        self._answers.start()
         if require_model:
             try:
                 await self._repository.fitting_vectorizer()
@@ -145,7 +141,10 @@ class PythonRAGBackend(Administration):
 
     async def close(self) -> None:
         """Finishes what was begun and lets go of the store and of a model of its own. Idempotent."""
-        await self._repository.close()
+        try:
+            await self._answers.close()
+        finally:
+            await self._repository.close()
 
     async def __aenter__(self) -> Self:
         await self.open()
@@ -222,7 +221,7 @@ class PythonRAGBackend(Administration):
 
         The same document again adds nothing; of a changed one, what vanished leaves and what is new comes, in one
         step. Sizes are in tokens, at most the model's window. Raises `DocumentError`s for a file that can't be read,
-        `InvalidInputError` for one of more chunks than the tier holds; nothing is stored then."""
+        `CapacityError` for one of more chunks than the tier holds; nothing is stored then."""
         configured = self.settings.memory
         overlap = configured.chunk_overlap if chunk_overlap is None else check.whole("chunk_overlap", chunk_overlap, 0)
         wanted = Ingestion(
@@ -271,17 +270,19 @@ class PythonRAGBackend(Administration):
             actor=actor,
             session=session,
         )
-        store = self._repository.store
-        vectorizer = await self._repository.fitting_vectorizer()
-        question = replace(question, vector=await vectorizer.vector(query))
-        now = self.now()
-        found = await store.search(question, now)
+        touch, explain = check.flag("touch", touch), check.flag("explain", explain)
+        found = await self._answers.answer(query, question)
         if touch and found:
-            self._count_access(found, now)
+            self._count_access(found, self.now())
         if not explain:
             for entry in found:
                 entry.explanation = None
         return found
+
+    async def _search(self, query: str, question: Question) -> list[MemoryEntry]:
+        vectorizer = await self._repository.fitting_vectorizer()
+        question = replace(question, vector=await vectorizer.vector(query))
+        return await self._repository.store.search(question, self.now())
 
     def _count_access(self, found: Sequence[MemoryEntry], now: float) -> None:
         self._repository.store.touch([entry.id for entry in found], now)

@@ -17,6 +17,9 @@ T = TypeVar("T", bool, int, float, str)
 
 STORE_SCHEMES: Final = ("sqlite", "redis", "rediss", "redis+cluster", "rediss+cluster", "memory")
 HIDDEN: Final = "***"
+BATCH_TOKENS: Final = 1_024
+"""Rows times longest row of a batch. Between 512 and 2,048 no difference could be measured; a smaller batch is padded
+less, and a short question waits for one batch of a long job at most."""
 CENTURY: Final = 100 * 365.25 * 86_400
 """Seconds. The longest time to live: stamps far beyond it would leave the years that a datetime can hold."""
 
@@ -55,7 +58,7 @@ def _checked_text(key: Key, name: str, value: object) -> str:
 
 def masked_url(url: str) -> str:
     """`url` without what may be secret in it: the login and a `password=` of the query. For messages and logs."""
-    if url.startswith("redis"):
+    if not url.startswith("sqlite:"):  # a path may hold an @; a mistyped scheme may stand before a password
         url = re.sub(r"://.*@", "://***@", url, flags=re.DOTALL)  # to the last @: a password may be badly encoded
     return re.sub(r"(?<=password=)[^&]*", "***", url, flags=re.IGNORECASE)
 
@@ -219,6 +222,12 @@ class EmbeddingSettings(Section):
     model: str = key_field("all-MiniLM-L6-v2", "Name of the model.", filled=True)
     dimension: int = key_field(384, "Numbers in a vector.", 1, 65_536)
     batch_size: int = key_field(32, "Texts embedded at once, at most.", 1, 65_536)
+    batch_tokens: int = key_field(
+        BATCH_TOKENS,
+        "Tokens in one pass of the model, at most, padding counted; a longer text goes alone.",
+        1,
+        1_000_000,
+    )
     cache_embeddings: bool = key_field(True, "Keep vectors of recent texts in memory.")
     cache_size: int = key_field(1_000, "Vectors kept at once.", 1, 10_000_000)
     model_dir: str = key_field("", "Directory with model.safetensors and tokenizer.json; empty = looked up.")

@@ -4,10 +4,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Self
 
 from gemma_cli.rag import validation as check
 from gemma_cli.rag.errors import InvalidInputError, ModelMismatchError
+from gemma_cli.rag.settings_schema import BATCH_TOKENS, EmbeddingSettings
 
 if TYPE_CHECKING:
     from gemma_cli.rag.embedders.hashing import HashingEmbedder
@@ -27,6 +28,7 @@ class EmbeddingOptions:
     device: where sentence-transformers runs ("cpu", "cuda", "mps"); the other engines run on the processor.
     threads: threads of one inference; None: as many as cores.
     precision: "f32", "bf16" and, on a GPU, "f16"; None: what the engine finds best on this machine.
+    batch_tokens: tokens in one pass of the model, at most, padding counted; a longer text goes alone.
     download: whether the hub may be asked when no files are found on this machine.
     """
 
@@ -37,7 +39,22 @@ class EmbeddingOptions:
     device: str | None = None
     threads: int | None = None
     precision: str | None = None
+    batch_tokens: int = BATCH_TOKENS
     download: bool = True
+
+    @classmethod
+    def configured(cls, settings: EmbeddingSettings) -> Self:
+        """What `[embedding]` asks for."""
+        return cls(
+            provider=settings.provider,
+            model=settings.model,
+            model_dir=Path(settings.model_dir).expanduser() if settings.model_dir else None,
+            dimension=settings.dimension,
+            device=settings.device or None,
+            threads=settings.threads or None,
+            precision=settings.precision or None,
+            batch_tokens=settings.batch_tokens,
+        )
 
 
 def create_embedder(options: EmbeddingOptions | None = None) -> "LocalEmbedder | HashingEmbedder":
@@ -50,6 +67,7 @@ def create_embedder(options: EmbeddingOptions | None = None) -> "LocalEmbedder |
     chosen = options or EmbeddingOptions()
     check.text("provider", chosen.provider)
     check.text("model", chosen.model)
+    check.whole("batch_tokens", chosen.batch_tokens)
     if chosen.threads is not None:
         check.whole("threads", chosen.threads)
     if chosen.dimension is not None:
@@ -116,4 +134,4 @@ def _local(options: EmbeddingOptions, engine: "Engine") -> "LocalEmbedder":
             f"dimension: {options.dimension} was asked for, but {options.model} makes vectors of {files.dimension}; "
             "correct [embedding] dimension or choose another model"
         )
-    return LocalEmbedder(files, engine)
+    return LocalEmbedder(files, engine, options.batch_tokens)

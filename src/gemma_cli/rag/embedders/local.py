@@ -14,6 +14,7 @@ from gemma_cli.rag.embedders.base import ModelIdentity, Vectors
 from gemma_cli.rag.embedders.tokenization import TextTokenizer, batches, check_texts, cut
 from gemma_cli.rag.embedders.weights import ModelFiles
 from gemma_cli.rag.errors import BackendStateError
+from gemma_cli.rag.settings_schema import BATCH_TOKENS
 
 
 class Network(Protocol):
@@ -42,11 +43,14 @@ class LocalEmbedder:
 
     A text of any length is covered to its end: one longer than the model's window is cut into windows, and its vector
     is the mean of theirs, weighted by their tokens and brought back to length 1. Safe to use from several threads.
+
+    batch_tokens: windows times the longest of them in one pass of the model, at most; a longer window goes alone.
     """
 
-    def __init__(self, files: ModelFiles, engine: Engine) -> None:
+    def __init__(self, files: ModelFiles, engine: Engine, batch_tokens: int = BATCH_TOKENS) -> None:
         self._files = files
         self._engine = engine
+        self._batch_tokens = batch_tokens
         self._network: Network | None = None
         self._closed = False
         self._lock = threading.Lock()
@@ -98,7 +102,7 @@ class LocalEmbedder:
             for piece in cut(tokens, self._tokenizer.window)
         ]
         parts = np.empty((len(windows), dimension), np.float32)
-        for group in batches([len(window.ids) for window in windows]):
+        for group in batches([len(window.ids) for window in windows], self._batch_tokens):
             parts[group] = self._run([windows[position].ids for position in group])
         if self.on_tokens is not None:
             self.on_tokens(sum(window.weight for window in windows))

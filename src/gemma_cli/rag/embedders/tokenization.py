@@ -2,14 +2,10 @@
 
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
-from typing import Final
 
 from gemma_cli.rag.embedders.weights import TOKENIZER, ModelFiles
 from gemma_cli.rag.errors import InvalidInputError, InvalidTypeError, ModelDamagedError
-
-BATCH_TOKENS: Final = 1_024
-"""Rows times longest row of a batch. Between 512 and 2,048 no difference could be measured; a smaller batch is padded
-less, and a short question waits for one batch of a long job at most."""
+from gemma_cli.rag.settings_schema import BATCH_TOKENS
 
 
 def check_texts(texts: object) -> list[str]:

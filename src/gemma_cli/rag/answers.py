@@ -1,0 +1,71 @@
+"""Answers of a memory kept for a while, and never longer than they hold."""
+
+from collections.abc import Awaitable, Callable
+from copy import copy, deepcopy
+from typing import Final, Protocol
+
+from gemma_cli.rag.errors import BackendStateError
+from gemma_cli.rag.index import Question
+from gemma_cli.rag.memory import MemoryEntry
+from gemma_cli.rag.queries import QueryOptimizer
+
+LARGEST_KEPT: Final = 100
+"""Answers of more memories than this are not kept: a few of them would fill the memory that many small ones use."""
+
+Search = Callable[[str, Question], Awaitable[list[MemoryEntry]]]
+
+
+class Source(Protocol):
+    """Where the answers are from, and what time it is there."""
+
+    async def change_token(self) -> int: ...
+
+    def now(self) -> float: ...
+
+
+class AnswerCache:
+    """Equal questions asked at once are searched once; one asked again is answered from the cache until a write of any
+    process, the expiry of a memory in the answer, or `ttl` seconds make it stale. Every caller gets copies of its own.
+
+    A kept answer shows the access counts that it had when it was found."""
+
+    def __init__(self, source: Source, search: Search, ttl: float, size: int) -> None:
+        self._source = source
+        self._search = search
+        self._ttl = ttl
+        self._size = size
+        self._optimizer: QueryOptimizer | None = None
+
+    def start(self) -> None:
+        if self._optimizer is None:
+            # Nothing is asked ahead: what an agent asks next is seldom what it asked after this the last time.
+            self._optimizer = QueryOptimizer(self._ttl, enable_prefetch=False, cache_size=self._size)
+            self._optimizer.watch(self._source)
+
+    async def close(self) -> None:
+        optimizer, self._optimizer = self._optimizer, None
+        if optimizer is not None:
+            await optimizer.close()
+
+    async def answer(self, query: str, question: Question) -> list[MemoryEntry]:
+        """What `search(query, question)` finds; `question` has no vector yet."""
+        if self._optimizer is None:
+            raise BackendStateError("the backend is not open: call `await backend.initialize()` first")
+        if question.limit > LARGEST_KEPT:
+            return await self._search(query, question)
+        key = (query, *question.filters())
+        found = await self._optimizer.execute_query(key, self._search, query, question)
+        now = self._source.now()
+        if any(entry.expires_at is not None and entry.expires_at.timestamp() <= now for entry in found):
+            self._optimizer.invalidate_cache(key)
+            found = await self._optimizer.execute_query(key, self._search, query, question)
+        return [_copy(entry) for entry in found]
+
+
+def _copy(entry: MemoryEntry) -> MemoryEntry:
+    """A copy that its owner may change; the embedding is read-only and shared."""
+    mine = copy(entry)
+    mine.tags = set(entry.tags)
+    mine.metadata = deepcopy(entry.metadata)
+    mine.explanation = None if entry.explanation is None else dict(entry.explanation)
+    return mine
