@@ -1,13 +1,14 @@
 """The embedded store with all tiers full: `python benchmarks/bench_memory.py [--entries N] [--rounds N] [--no-model]`.
 
-65,115 memories of 40 words (Zipf-distributed) with 384 wide vectors around 500 centres, made with a fixed seed. Peers in
-the same run, on the same vectors: a numpy float32 scan and, where it is installed, sqlite-vec (vectors and contents in
-one file, as its documentation shows). Where the question's vector is given, neither side embeds anything. Writes
+65,115 memories of 40 words (Zipf-distributed) with 384 wide vectors around 500 centres, made with a fixed seed. Peers
+in the same run, on the same vectors: a numpy float32 scan and, where it is installed, sqlite-vec (vectors and contents
+in one file, as its documentation shows). Where the question's vector is given, neither side embeds anything. Writes
 `benchmarks/results/memory.json`.
 """
 
 import argparse
 import asyncio
+import functools
 import hashlib
 import json
 import random
@@ -88,8 +89,9 @@ class Material:
 
 
 def settings() -> Any:
-    """The defaults, whatever this machine's user has configured, and no cache that could answer in the model's place."""
-    return load_settings(environ={"GEMMA_RAG_EMBEDDING__CACHE_EMBEDDINGS": "false"}, cwd=Path(tempfile.gettempdir()))
+    """The defaults, and no cache that could answer in the store's or the model's place."""
+    uncached = {"GEMMA_RAG_EMBEDDING__CACHE_EMBEDDINGS": "false", "GEMMA_RAG_MEMORY__QUERY_CACHE_TTL": "0"}
+    return load_settings(environ=uncached, cwd=Path(tempfile.gettempdir()))
 
 
 def open_backend(path: Path, embedder: Any) -> PythonRAGBackend:
@@ -136,11 +138,9 @@ async def recalls(backend: PythonRAGBackend, material: Material, rounds: int) ->
     }
     result = {}
     for name, options in ways.items():
-        arguments = {"touch": False} | options
+        ask = functools.partial(backend.recall_memories, **{"touch": False} | options)
         asked = material.questions(rounds)
-        result[f"recall, {name}"] = spread(
-            await timed((lambda q=q: backend.recall_memories(q, **arguments)) for q in asked)
-        )
+        result[f"recall, {name}"] = spread(await timed(functools.partial(ask, question) for question in asked))
     asked = material.questions(rounds)
     result["search by words"] = spread(await timed((lambda q=q: backend.search_memories(q, limit=5)) for q in asked))
     return result

@@ -32,12 +32,13 @@ from gemma_cli.rag.errors import (
 from gemma_cli.rag.memory import TIER_POLICIES, MemoryEntry, MemoryTier, TierPolicy, TierRules
 from gemma_cli.rag.monitoring import PerformanceMonitor
 from gemma_cli.rag.python_backend import PythonRAGBackend
-from gemma_cli.rag.queries import QueryOptimizer
+from gemma_cli.rag.queries import Answered, QueryOptimizer
 from gemma_cli.rag.settings import Settings, load_settings
 from gemma_cli.rag.stores.base import Link
 
 __all__ = [
     "TIER_POLICIES",
+    "Answered",
     "BackendInfo",
     "BackendStateError",
     "BackgroundTasks",
