@@ -34,6 +34,8 @@ DIMENSION = 384
 CENTRES = 500
 WORDS = 20_000
 WORDS_PER_MEMORY = 40
+STOP_WORDS = 20
+"""The commonest words of a language are in no index: Zipf's law begins after them."""
 LOADED_TOGETHER = 1_000
 CALLERS = 16
 TAGGED = 100
@@ -49,7 +51,7 @@ class Material:
         self._random = random.Random(seed)
         self._numbers = np.random.default_rng(seed)
         self._centres = self._unit(self._numbers.standard_normal((CENTRES, DIMENSION)))
-        self._weights = [1 / (rank + 1) for rank in range(WORDS)]
+        self._weights = [1 / (rank + STOP_WORDS) for rank in range(WORDS)]
         self._known: dict[str, Vectors] = {}
 
     @staticmethod

@@ -95,9 +95,7 @@ async def demo_optimizer(url: str) -> None:
         ask = [optimizer.execute_query(question, backend.recall_memories, question, limit=1) for _ in range(5)]
         answers = await asyncio.gather(*ask)
         print(f"{len(answers)} callers, {optimizer.get_stats()['cache_misses']} recall: {answers[0][0].content}")
-        await backend.store_memory(
-            "My train to Porto is cancelled; I go at 08:42 instead.", importance=0.9
-        )
+        await backend.store_memory("My train to Porto is cancelled; I go at 08:42 instead.", importance=0.9)
         answer = await optimizer.execute_query(question, backend.recall_memories, question, limit=1)
         print(f"after a write: {answer[0].content}")
         stats = optimizer.get_stats()

@@ -154,7 +154,7 @@ class MemoryIndex:
         self, question: Question, nearness: dict[MemoryTier, NDArray[np.float32]], query_error: float
     ) -> Candidates:
         weights = question.weights
-        words = self._word_scores(question.terms) if weights.words else {}
+        words = self._word_scores(question.terms, question.tiers) if weights.words else {}
         rows, scores, word_scores, sure = [], [], [], []
         bound = 0.0
         for tier, block in self._blocks.items():
@@ -205,8 +205,11 @@ class MemoryIndex:
             masks.append(mask)
         return np.logical_and.reduce(masks) if masks else None
 
-    def _word_scores(self, terms: NDArray[np.uint64]) -> dict[MemoryTier, NDArray[np.float32]]:
-        """BM25 over its ceiling for every slot of every tier in which a term occurs."""
+    def _word_scores(
+        self, terms: NDArray[np.uint64], tiers: frozenset[MemoryTier]
+    ) -> dict[MemoryTier, NDArray[np.float32]]:
+        """BM25 over its ceiling for every slot of some tiers. How rare a term is follows from all tiers, so that a
+        memory scores the same whichever of them are asked."""
         documents = len(self)
         if not len(terms) or not documents:
             return {}
@@ -219,6 +222,8 @@ class MemoryIndex:
         mean_length = max(sum(block.words for block in self._blocks.values()) / documents, 1.0)
         scores = {}
         for tier, occurrences in found.items():
+            if tier not in tiers:
+                continue
             block = self._blocks[tier]
             score = np.zeros(block.used, np.float32)
             for share, term in zip(shares, occurrences, strict=True):

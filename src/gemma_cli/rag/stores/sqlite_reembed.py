@@ -48,7 +48,7 @@ def refresh_words(db: apsw.Connection, ns: int, stored: int, where: str) -> None
         return
     db.execute("BEGIN IMMEDIATE")
     try:
-        sequence = Scope(db, ns, 0.0).next_sequence()
+        sequence = Scope(db, ns, 0.0).sequence()
         rows = [row for (row,) in db.execute("SELECT row FROM memories WHERE ns = ?", (ns,))]
         for row in rows:
             db.execute(
@@ -109,7 +109,7 @@ def finish(scope: Scope) -> int | None:
     sweep(scope)
     if scope.db.execute(f"SELECT EXISTS(SELECT 1 {_LEFT})", (scope.ns,)).get:
         return None
-    sequence = scope.next_sequence()
+    sequence = scope.sequence()
     rows = [row for (row,) in scope.db.execute("SELECT row FROM memories WHERE ns = ?", (scope.ns,))]
     for start in range(0, len(rows), CHUNK):
         _take_over(scope, rows[start : start + CHUNK], sequence)

@@ -30,18 +30,22 @@ class Scope:
         self.db = db
         self.ns = ns
         self.now = now
+        self._sequence: int | None = None
 
     def expect_generation(self, generation: int) -> None:
         """Raises `ModelMismatchError` when the vectors have gone over to another model since the store was opened."""
         if self.db.execute("SELECT generation FROM namespaces WHERE ns = ?", (self.ns,)).get != generation:
             raise ModelMismatchError("the store was re-embedded with another model meanwhile; open it again")
 
-    def next_sequence(self) -> int:
-        return int(
-            self.db.execute(
-                "UPDATE namespaces SET sequence = sequence + 1 WHERE ns = ? RETURNING sequence", (self.ns,)
-            ).get
-        )
+    def sequence(self) -> int:
+        """The number of the change that this scope is: one for all that it does, counted on when first asked for."""
+        if self._sequence is None:
+            self._sequence = int(
+                self.db.execute(
+                    "UPDATE namespaces SET sequence = sequence + 1 WHERE ns = ? RETURNING sequence", (self.ns,)
+                ).get
+            )
+        return self._sequence
 
     def count(self, tier: MemoryTier) -> int:
         """Rows of a tier, the expired that have not been swept included."""
@@ -65,7 +69,7 @@ def put(
 ) -> None:
     """See `Store.put`."""
     delete(scope, replaces)
-    sequence = scope.next_sequence()
+    sequence = scope.sequence()
     fresh: set[int] = set()
     added: Counter[MemoryTier] = Counter()
     for (tier, row, vector), entry in zip(encoded, entries, strict=True):
@@ -154,14 +158,16 @@ def remove_rows(scope: Scope, rows: Sequence[int]) -> None:
     """Removes rows for good and leaves word for the indexes."""
     if not rows:
         return
-    sequence = scope.next_sequence()
+    sequence = scope.sequence()
+    removed: Counter[int] = Counter()
     for row in rows:
-        tier = scope.db.execute("DELETE FROM memories WHERE row = ? RETURNING tier", (row,)).get
+        removed[scope.db.execute("DELETE FROM memories WHERE row = ? RETURNING tier", (row,)).get] += 1
         scope.db.execute("DELETE FROM vectors WHERE row = ?", (row,))
         scope.db.execute("DELETE FROM next_vectors WHERE row = ?", (row,))
         unlink(scope, row)
         scope.db.execute("INSERT INTO removals VALUES(?, ?, ?)", (scope.ns, sequence, row))
-        scope.add_to_count(tier, -1)
+    for tier, count in removed.items():
+        scope.add_to_count(tier, -count)
     if sequence % 256 == 0:
         _forget_old_removals(scope)
 
@@ -183,7 +189,7 @@ def _forget_old_removals(scope: Scope) -> None:
 
 def move_rows(scope: Scope, rows: Iterable[int], to: MemoryTier, rules: TierRules) -> None:
     """Moves rows into a tier and starts its TTL; who calls it makes room there."""
-    sequence = scope.next_sequence()
+    sequence = scope.sequence()
     expires = rules.policies[to].expiry(scope.now)
     moved: Counter[int] = Counter()
     for row in rows:
@@ -281,7 +287,7 @@ def update(scope: Scope, memory_id: str, change: Update, rules: TierRules) -> Me
     columns = INSERT[INSERT.index("(") + 1 : INSERT.index(")")]
     scope.db.execute(
         f"UPDATE memories SET ({columns}) = ({','.join('?' * (len(row) + 3))}) WHERE row = ?",  # noqa: S608 constants
-        (scope.ns, scope.next_sequence(), expires, *row, stored),
+        (scope.ns, scope.sequence(), expires, *row, stored),
     )
     if change.content is not KEEP:
         scope.db.execute("UPDATE vectors SET vector = ? WHERE row = ?", (blob, stored))
