@@ -118,6 +118,10 @@ class BatchEmbedder:
         await self._fetch(unique, found)
         return [found[text] for text in asked]
 
+    def cached(self, texts: Iterable[str]) -> dict[str, Vectors]:
+        """Those of the texts whose vectors are in the cache; counts as no use of it."""
+        return self._engine.cache.peek(texts)
+
     async def start_background_processor(self) -> None:
         """Has the thread ready, lingering for `queue_timeout`. A second call does nothing."""
         self._require_open()

@@ -91,6 +91,7 @@ class PythonRAGBackend(Administration):
             self._make_vectorizer,
             self._intake.rules,
             clock,
+            cached_vectors=settings.embedding.stored_cache_size,
         )
         memory = settings.memory
         self._answers = AnswerCache(self, self._search, memory.query_cache_ttl, memory.query_cache_size)

@@ -1,13 +1,16 @@
 """A store and the model whose vectors it holds: what every verb of the backend works on."""
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Final
 
+import numpy as np
+from numpy.typing import NDArray
+
 from gemma_cli.rag.errors import BackendStateError, InvalidInputError
 from gemma_cli.rag.memory import MemoryEntry, TierRules
-from gemma_cli.rag.stores.base import Filter, Store, StoredModel
+from gemma_cli.rag.stores.base import EmbeddingCache, Filter, Store, StoredModel
 from gemma_cli.rag.vectorizer import Vectorizer
 
 PAGE: Final = 5_000
@@ -20,11 +23,27 @@ Progress = Callable[[int, int], None]
 """Called with what is done and how much there is."""
 
 
+class StoredVectors:
+    """A store's cache of vectors, as the vectorizer's second level."""
+
+    def __init__(self, store: EmbeddingCache, capacity: int) -> None:
+        self._store = store
+        self._capacity = capacity
+
+    async def get(self, texts: Sequence[str]) -> dict[str, NDArray[np.float32]]:
+        return await self._store.cached_vectors(texts) if texts else {}
+
+    def keep(self, vectors: Mapping[str, NDArray[np.float32]]) -> None:
+        if vectors:
+            self._store.cache_vectors(vectors, self._capacity)
+
+
 class MemoryRepository:
     """`make_store` and `make_vectorizer` are called when they are first needed; what they make is closed here.
 
     where: the store's name for messages and logs, without secrets.
     clock: seconds since the epoch.
+    cached_vectors: vectors of texts that the store keeps; 0: none.
     """
 
     def __init__(
@@ -34,10 +53,13 @@ class MemoryRepository:
         make_vectorizer: Callable[[], Vectorizer],
         rules: TierRules,
         clock: Callable[[], float],
+        *,
+        cached_vectors: int = 0,
     ) -> None:
         self.where = where
         self.rules = rules
         self.now = clock
+        self._cached = cached_vectors
         self._make_store = make_store
         self._make_vectorizer = make_vectorizer
         self._store: Store | None = None
@@ -95,7 +117,15 @@ class MemoryRepository:
             if self.stored_model is not None:
                 await vectorizer.check(self.stored_model)
             self._model_checked = True
+        self._connect_cache(vectorizer)
         return vectorizer
+
+    def _connect_cache(self, vectorizer: Vectorizer) -> None:
+        """The store's cache of vectors serves once the store's model is known to be the one in use."""
+        if self._cached and vectorizer.second_level is None and self.stored_model is not None:
+            store = self.store
+            if isinstance(store, EmbeddingCache):
+                vectorizer.second_level = StoredVectors(store, self._cached)
 
     async def adopted_vectorizer(self) -> tuple[Vectorizer, StoredModel]:
         """The model in use, once the store has it in writing that its vectors are from that one."""
@@ -106,6 +136,7 @@ class MemoryRepository:
             if kept is not mine:
                 await vectorizer.check(kept)
             self.stored_model = kept
+            self._connect_cache(vectorizer)
         return vectorizer, self.stored_model
 
     def went_over(self, model: StoredModel) -> None:

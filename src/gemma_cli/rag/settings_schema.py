@@ -230,6 +230,9 @@ class EmbeddingSettings(Section):
     )
     cache_embeddings: bool = key_field(True, "Keep vectors of recent texts in memory.")
     cache_size: int = key_field(1_000, "Vectors kept at once.", 1, 10_000_000)
+    stored_cache_size: int = key_field(
+        0, "Vectors of texts that are kept in the store as well, and survive a restart; 0 = none.", 0, 10_000_000
+    )
     model_dir: str = key_field("", "Directory with model.safetensors and tokenizer.json; empty = looked up.")
     device: str = key_field("", 'Where the model runs, e.g. "cpu" or "cuda"; empty = the engine\'s choice.')
     threads: int = key_field(0, "Threads of the model; 0 = as many as there are cores.", 0, 4_096)

@@ -1,7 +1,7 @@
 """Texts -> vectors of length 1, of a model that can be told from others."""
 
-from collections.abc import Sequence
-from typing import Final
+from collections.abc import Mapping, Sequence
+from typing import Final, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +20,16 @@ and more, int8 included (design measurements: .997 on average, .9856 at worst ov
 different models do not come near each other."""
 
 
+class SecondLevel(Protocol):
+    """A slower, larger and more lasting cache of unit vectors of one model."""
+
+    async def get(self, texts: Sequence[str]) -> dict[str, NDArray[np.float32]]:
+        """The vectors of those texts that are there."""
+
+    def keep(self, vectors: Mapping[str, NDArray[np.float32]]) -> None:
+        """Takes vectors in; nobody waits for it."""
+
+
 class Vectorizer:
     """Owns the queue before the model unless a `BatchEmbedder` was handed in, and the model if `owns_model`."""
 
@@ -35,6 +45,8 @@ class Vectorizer:
         self._model = self._batches.model
         self._owns_model = owns_model
         self._stored: StoredModel | None = None
+        self.second_level: SecondLevel | None = None
+        """Where vectors are looked up that have left the cache in memory; set once the model is known to be its own."""
 
     @property
     def batches(self) -> BatchEmbedder:
@@ -52,7 +64,19 @@ class Vectorizer:
 
     async def vectors(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """Shape [len(texts), dimension], rows of length 1. Raises `ModelError` for a vector without a direction."""
-        found = np.array(await self._batches.embed_batch(list(texts)), np.float32)
+        if self.second_level is None:
+            return await self._embedded(list(texts))
+        kept = self._batches.cached(texts)
+        found = await self.second_level.get([text for text in dict.fromkeys(texts) if text not in kept])
+        rest = [text for text in dict.fromkeys(texts) if text not in found]
+        if rest:
+            made = dict(zip(rest, await self._embedded(rest), strict=True))
+            self.second_level.keep({text: vector for text, vector in made.items() if text not in kept})
+            found |= made
+        return np.stack([found[text] for text in texts])
+
+    async def _embedded(self, texts: list[str]) -> NDArray[np.float32]:
+        found = np.array(await self._batches.embed_batch(texts), np.float32)
         # In float64: in float32 the squares of large numbers overflow, and those of small ones vanish.
         lengths = np.linalg.norm(found.astype(np.float64), axis=1, keepdims=True)
         if not lengths.all():

@@ -201,6 +201,18 @@ class Linking(Protocol):
 
 
 @runtime_checkable
+class EmbeddingCache(Protocol):
+    """A store that keeps vectors of texts for its model, so that a text need not be embedded again after a restart."""
+
+    async def cached_vectors(self, texts: Sequence[str]) -> dict[str, NDArray[np.float32]]:
+        """The vectors (length 1) of those texts that are kept."""
+
+    def cache_vectors(self, vectors: Mapping[str, NDArray[np.float32]], capacity: int) -> None:
+        """Keeps vectors, about `capacity` of them in all. Written behind, as `touch` is. Deleting or rewriting a memory
+        removes the vector of its text."""
+
+
+@runtime_checkable
 class Verifying(Protocol):
     """A store that can look itself through."""
 

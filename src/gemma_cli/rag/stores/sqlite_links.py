@@ -8,7 +8,7 @@ import apsw
 from gemma_cli.rag.memory import MemoryEntry
 from gemma_cli.rag.stores.base import Link
 from gemma_cli.rag.stores.sqlite_rows import entry_at
-from gemma_cli.rag.stores.sqlite_write import Scope
+from gemma_cli.rag.stores.sqlite_scope import Scope
 
 UNCOMPARED: Final = (
     "SELECT row FROM memories INDEXED BY by_uncompared WHERE ns = ? AND compared = 0 "

@@ -11,9 +11,11 @@ from numpy.typing import NDArray
 
 from gemma_cli.rag.errors import StoreVersionError
 from gemma_cli.rag.quantize import quantize
+from gemma_cli.rag.stores import sqlite_embeddings
 from gemma_cli.rag.stores.base import Pending, StoredModel
 from gemma_cli.rag.stores.sqlite_rows import entry_at, terms_of, to_model
-from gemma_cli.rag.stores.sqlite_write import Scope, sweep
+from gemma_cli.rag.stores.sqlite_scope import Scope
+from gemma_cli.rag.stores.sqlite_write import sweep
 from gemma_cli.rag.words import WORDS_VERSION
 
 CHUNK: Final = 1024
@@ -31,6 +33,7 @@ def adopt(scope: Scope, model: StoredModel) -> tuple[StoredModel, int]:
     occupied = scope.db.execute("SELECT EXISTS(SELECT 1 FROM memories WHERE ns = ?)", (scope.ns,)).get
     if kept is not None and (occupied or _same(kept, model)):
         return kept, generation
+    sqlite_embeddings.clear(scope)
     # Who has opened the empty store for another model learns of it by the generation.
     generation += kept is not None
     scope.db.execute(
@@ -113,6 +116,7 @@ def finish(scope: Scope) -> int | None:
     rows = [row for (row,) in scope.db.execute("SELECT row FROM memories WHERE ns = ?", (scope.ns,))]
     for start in range(0, len(rows), CHUNK):
         _take_over(scope, rows[start : start + CHUNK], sequence)
+    sqlite_embeddings.clear(scope)
     scope.db.execute("DELETE FROM links WHERE ns = ?", (scope.ns,))
     scope.db.execute("UPDATE memories SET compared = 0 WHERE ns = ? AND compared = 1", (scope.ns,))
     # The floor makes every reader load the index anew.

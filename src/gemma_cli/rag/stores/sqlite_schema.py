@@ -34,6 +34,7 @@ CHECKED_BYTES: Final = 32 << 20
 # time does not change, so that by_standing and by_age together find the least relevant without a scan. `sequence`
 # numbers the last change that the index must hear of; `removals` are the changes that left no row behind. `compared`
 # says whether near-duplicates of a memory have been looked for; `links` holds those found, the newer row first.
+# `embeddings` caches vectors of texts, by a digest of the text, oldest row first.
 MIGRATIONS: Final = (
     """
     CREATE TABLE namespaces(
@@ -74,6 +75,9 @@ MIGRATIONS: Final = (
         PRIMARY KEY(row, other)
     ) STRICT, WITHOUT ROWID;
     CREATE INDEX links_by_other ON links(other);
+    CREATE TABLE embeddings(
+        row INTEGER PRIMARY KEY, ns INTEGER NOT NULL, key BLOB NOT NULL, vector BLOB NOT NULL, UNIQUE(ns, key)
+    ) STRICT;
     CREATE TABLE removals(
         ns INTEGER NOT NULL, sequence INTEGER NOT NULL, row INTEGER NOT NULL,
         PRIMARY KEY(ns, sequence, row)

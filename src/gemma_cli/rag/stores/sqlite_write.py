@@ -1,5 +1,5 @@
 """What the SQLite store does inside a write transaction. Synchronous; each function is one part of a transaction that
-its caller opens and ends. `Scope` names the namespace and hands out change numbers."""
+its caller opens and ends."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -9,55 +9,20 @@ from typing import Final
 
 import apsw
 
-from gemma_cli.rag.errors import CapacityError, InvalidInputError, ModelMismatchError
+from gemma_cli.rag.errors import CapacityError, InvalidInputError
 from gemma_cli.rag.index import TIERS
 from gemma_cli.rag.memory import FREQUENCY_HALF, FREQUENCY_WEIGHT, MemoryEntry, MemoryTier, TierRules
+from gemma_cli.rag.stores import sqlite_embeddings
 from gemma_cli.rag.stores import sqlite_eviction as eviction
 from gemma_cli.rag.stores.base import KEEP, Update
 from gemma_cli.rag.stores.sqlite_rows import INSERT, TIER_CODE, Row, encode, entry_at
+from gemma_cli.rag.stores.sqlite_scope import Scope
 
 REMOVALS_KEPT: Final = 20_000
 """Removals a slow reader may lag behind before it has to load the index anew."""
 
 PROMOTION_ORDER: Final = (MemoryTier.LONG_TERM, MemoryTier.EPISODIC, MemoryTier.SHORT_TERM, MemoryTier.WORKING)
 """From the top down, so that one run moves a memory one tier at most."""
-
-
-class Scope:
-    """One namespace within one transaction."""
-
-    def __init__(self, db: apsw.Connection, ns: int, now: float) -> None:
-        self.db = db
-        self.ns = ns
-        self.now = now
-        self._sequence: int | None = None
-
-    def expect_generation(self, generation: int) -> None:
-        """Raises `ModelMismatchError` when the vectors have gone over to another model since the store was opened."""
-        if self.db.execute("SELECT generation FROM namespaces WHERE ns = ?", (self.ns,)).get != generation:
-            raise ModelMismatchError("the store was re-embedded with another model meanwhile; open it again")
-
-    def sequence(self) -> int:
-        """The number of the change that this scope is: one for all that it does, counted on when first asked for."""
-        if self._sequence is None:
-            self._sequence = int(
-                self.db.execute(
-                    "UPDATE namespaces SET sequence = sequence + 1 WHERE ns = ? RETURNING sequence", (self.ns,)
-                ).get
-            )
-        return self._sequence
-
-    def count(self, tier: MemoryTier) -> int:
-        """Rows of a tier, the expired that have not been swept included."""
-        return int(
-            self.db.execute("SELECT count FROM tiers WHERE ns = ? AND tier = ?", (self.ns, TIER_CODE[tier])).get or 0
-        )
-
-    def add_to_count(self, tier_code: int, difference: int) -> None:
-        self.db.execute(
-            "INSERT INTO tiers VALUES(?1, ?2, ?3) ON CONFLICT DO UPDATE SET count = count + ?3",
-            (self.ns, tier_code, difference),
-        )
 
 
 def put(
@@ -160,14 +125,18 @@ def remove_rows(scope: Scope, rows: Sequence[int]) -> None:
         return
     sequence = scope.sequence()
     removed: Counter[int] = Counter()
+    texts: list[str] = []
     for row in rows:
-        removed[scope.db.execute("DELETE FROM memories WHERE row = ? RETURNING tier", (row,)).get] += 1
+        tier, content = scope.db.execute("DELETE FROM memories WHERE row = ? RETURNING tier, content", (row,)).get
+        removed[tier] += 1
+        texts.append(content)
         scope.db.execute("DELETE FROM vectors WHERE row = ?", (row,))
         scope.db.execute("DELETE FROM next_vectors WHERE row = ?", (row,))
         unlink(scope, row)
         scope.db.execute("INSERT INTO removals VALUES(?, ?, ?)", (scope.ns, sequence, row))
     for tier, count in removed.items():
         scope.add_to_count(tier, -count)
+    sqlite_embeddings.forget(scope, texts)
     if sequence % 256 == 0:
         _forget_old_removals(scope)
 
@@ -294,6 +263,7 @@ def update(scope: Scope, memory_id: str, change: Update, rules: TierRules) -> Me
         scope.db.execute("DELETE FROM next_vectors WHERE row = ?", (stored,))
         scope.db.execute("UPDATE memories SET compared = 0 WHERE row = ?", (stored,))
         unlink(scope, stored)
+        sqlite_embeddings.forget(scope, [old.content])
     return new
 
 
