@@ -23,7 +23,8 @@ LAYERS = (
     # What stands between a caller and those parts.
     "batch_engine batching queries similar prefetching monitoring",
     # The backend and the pieces it is put together from.
-    "answers vectorizer repository intake duplicates reembedding transfer ingestion administration python_backend",
+    "answers shared_model vectorizer repository intake duplicates reembedding transfer ingestion",
+    "administration python_backend",
     "consolidation background tuning",
     "optimizations",
 )

@@ -9,7 +9,6 @@ import pytest
 from gemma_cli.rag.batching import BatchEmbedder
 from gemma_cli.rag.embedders.base import ModelIdentity
 from gemma_cli.rag.errors import (
-    BackendStateError,
     InvalidInputError,
     InvalidTypeError,
     ModelError,
@@ -62,7 +61,7 @@ class Cutting(Plain):
 
 async def test_vectors_are_float32_of_length_one_in_order() -> None:
     """Whatever the model's numbers, each row is scaled to length 1 and belongs to its text."""
-    vectorizer = Vectorizer(Plain(), owns_model=True)
+    vectorizer = Vectorizer(Plain())
     texts = ["aeiou" * n for n in range(1, 50)] + ["aeiou"]
     vectors = await vectorizer.vectors(texts)
     assert vectors.dtype == np.float32
@@ -76,7 +75,7 @@ async def test_vectors_are_float32_of_length_one_in_order() -> None:
 
 async def test_a_vector_of_zeros_is_an_error_that_names_the_text() -> None:
     """It has no direction: nothing could ever be near it."""
-    vectorizer = Vectorizer(Plain(lambda rows: rows * (rows[:, :1] != 3)), owns_model=True)
+    vectorizer = Vectorizer(Plain(lambda rows: rows * (rows[:, :1] != 3)))
     with pytest.raises(ModelError, match="zeros for the text 'bad'"):
         await vectorizer.vectors(["good one", "bad"])
     await vectorizer.close()
@@ -85,7 +84,7 @@ async def test_a_vector_of_zeros_is_an_error_that_names_the_text() -> None:
 async def test_a_tiny_or_huge_vector_still_has_a_direction() -> None:
     """Numbers whose squares float32 can't hold are scaled like all others."""
     for factor in (1e-25, 1e25):
-        vectorizer = Vectorizer(Plain(lambda rows, factor=factor: rows * factor), owns_model=True)  # type: ignore[misc]
+        vectorizer = Vectorizer(Plain(lambda rows, factor=factor: rows * factor))  # type: ignore[misc]
         np.testing.assert_allclose(np.linalg.norm(await vectorizer.vector("text")), 1.0, atol=1e-6)
         await vectorizer.close()
 
@@ -94,23 +93,23 @@ async def test_a_tiny_or_huge_vector_still_has_a_direction() -> None:
 async def test_what_cannot_encode_is_refused(wrong: Any) -> None:
     """The message says what an embedder must have."""
     with pytest.raises(InvalidTypeError, match=r"^embedder: expected an object with encode"):
-        Vectorizer(wrong, owns_model=False)
+        Vectorizer(wrong)
 
 
 async def test_the_settings_of_the_queue_are_checked() -> None:
     """Batch and cache sizes are those of `BatchEmbedder`, refused like there."""
     with pytest.raises(InvalidInputError, match=r"^batch_size: "):
-        Vectorizer(Plain(), owns_model=False, batch_size=0)
+        Vectorizer(Plain(), batch_size=0)
 
 
 async def test_powers_of_the_model_are_found_and_missing_ones_are_none() -> None:
     """Identity and tokenizer are the model's, seen through a `BatchEmbedder` too."""
-    for made in (Vectorizer(Known(), owns_model=False), Vectorizer(BatchEmbedder(Known()), owns_model=False)):
+    for made in (Vectorizer(Known()), Vectorizer(BatchEmbedder(Known()))):
         assert made.identity == MINE
         assert made.tokenizer is None
         await made.close()
     cutting = Cutting()
-    made = Vectorizer(cutting, owns_model=False)
+    made = Vectorizer(cutting)
     assert made.identity is None
     assert made.tokenizer is cutting
     await made.close()
@@ -122,7 +121,7 @@ async def test_powers_of_the_model_are_found_and_missing_ones_are_none() -> None
 async def test_a_model_is_written_down_with_its_probe_and_computed_once() -> None:
     """The identity that the model states, and its vector of the fixed sentence."""
     model = Known()
-    vectorizer = Vectorizer(model, owns_model=False)
+    vectorizer = Vectorizer(model)
     stored = await vectorizer.model()
     assert stored.identity == MINE
     assert stored.probe is not None
@@ -134,7 +133,7 @@ async def test_a_model_is_written_down_with_its_probe_and_computed_once() -> Non
 
 async def test_a_model_that_cannot_say_who_it_is_goes_by_its_class() -> None:
     """The name is that of its class, the width that of its vectors."""
-    vectorizer = Vectorizer(Plain(), owns_model=False)
+    vectorizer = Vectorizer(Plain())
     identity = (await vectorizer.model()).identity
     assert identity.name.endswith("Plain")
     assert (identity.dimension, identity.engine) == (3, "custom")
@@ -143,7 +142,7 @@ async def test_a_model_that_cannot_say_who_it_is_goes_by_its_class() -> None:
 
 async def test_a_model_that_misstates_its_width_is_refused() -> None:
     """A store made by its word could never be read."""
-    vectorizer = Vectorizer(Known(ModelIdentity("mine", "1", 4, "hand", "f32")), owns_model=False)
+    vectorizer = Vectorizer(Known(ModelIdentity("mine", "1", 4, "hand", "f32")))
     with pytest.raises(ModelMismatchError, match="4 wide, and makes them 3 wide"):
         await vectorizer.model()
     await vectorizer.close()
@@ -152,7 +151,7 @@ async def test_a_model_that_misstates_its_width_is_refused() -> None:
 async def test_the_same_identity_needs_no_computation() -> None:
     """Name, revision and width equal: fits, whatever the engine, and the model is not run."""
     model = Known()
-    vectorizer = Vectorizer(model, owns_model=False)
+    vectorizer = Vectorizer(model)
     await vectorizer.check(StoredModel(ModelIdentity("mine", "1", 3, "other", "int8"), None))
     assert model.texts == []
     await vectorizer.close()
@@ -169,9 +168,9 @@ def turned(degrees: float) -> Callable[[np.ndarray[Any, Any]], np.ndarray[Any, A
 async def test_models_of_other_names_are_told_apart_by_the_probe(degrees: float, fits: bool) -> None:
     """The same sentence in (nearly) the same direction is the same model; the bar is a cosine of .99."""
     assert np.cos(np.radians(5.0)) > SAME_MODEL > np.cos(np.radians(10.0))
-    writer = Vectorizer(Plain(), owns_model=False)
+    writer = Vectorizer(Plain())
     stored = await writer.model()
-    reader = Vectorizer(Known(ModelIdentity("renamed", "2", 3, "hand", "f32"), turn=turned(degrees)), owns_model=False)
+    reader = Vectorizer(Known(ModelIdentity("renamed", "2", 3, "hand", "f32"), turn=turned(degrees)))
     if fits:
         await reader.check(stored)
     else:
@@ -184,7 +183,7 @@ async def test_models_of_other_names_are_told_apart_by_the_probe(degrees: float,
 async def test_another_width_or_no_probe_is_another_model() -> None:
     """Without a probe only the identity counts, and a model of another width is refused without being run."""
     model = Known()
-    vectorizer = Vectorizer(model, owns_model=False)
+    vectorizer = Vectorizer(model)
     wide = ModelIdentity("theirs", "1", 384, "hand", "f32")
     with pytest.raises(ModelMismatchError, match=r"'theirs' \(384 wide\).*'mine' \(3 wide\).*reembed"):
         await vectorizer.check(StoredModel(wide, np.ones(384, np.float32)))
@@ -192,7 +191,7 @@ async def test_another_width_or_no_probe_is_another_model() -> None:
     with pytest.raises(ModelMismatchError):
         await vectorizer.check(StoredModel(ModelIdentity("theirs", "1", 3, "hand", "f32"), None))
     await vectorizer.close()
-    nameless = Vectorizer(Plain(), owns_model=False)
+    nameless = Vectorizer(Plain())
     with pytest.raises(ModelMismatchError):
         await nameless.check(StoredModel(wide, np.ones(384, np.float32)))
     await nameless.close()
@@ -201,23 +200,21 @@ async def test_another_width_or_no_probe_is_another_model() -> None:
 # Closing
 
 
-@pytest.mark.parametrize("owns", [True, False])
-async def test_only_an_owned_model_is_closed(owns: bool) -> None:
-    """What somebody else handed in stays open; the queue of our own ends."""
+async def test_a_model_that_was_handed_in_is_never_closed() -> None:
+    """Its owner may have other uses for it; a second close does no harm either."""
     model = Known()
-    vectorizer = Vectorizer(model, owns_model=owns)
-    await vectorizer.vector("text")
+    vectorizer = Vectorizer(model)
+    await vectorizer.vectors(["a"])
     await vectorizer.close()
-    assert model.closed == int(owns)
-    with pytest.raises(BackendStateError):
-        await vectorizer.vector("another")
+    await vectorizer.close()
+    assert model.closed == 0
 
 
 async def test_a_handed_in_batch_embedder_stays_open() -> None:
     """Its owner goes on using it, with the cache that both shared."""
     model = Known()
     shared = BatchEmbedder(model)
-    vectorizer = Vectorizer(shared, owns_model=False)
+    vectorizer = Vectorizer(shared)
     assert vectorizer.batches is shared
     await vectorizer.vector("text")
     await vectorizer.close()

@@ -137,7 +137,7 @@ class Administration:
 
     @timed
     async def link_near_duplicates(self, similarity: float = duplicates.NEAR_DUPLICATE) -> int:
-        """Compares memories that have not been compared yet (256 at a time) with all others, links those whose cosine
+        """Compares memories that have not been compared yet (128 at a time) with all others, links those whose cosine
         is at least `similarity`, and says how many links are new. Nothing is merged or removed."""
         bar = check.number("similarity", similarity, 0.0, 1.0)
         return await duplicates.link_near_duplicates(self._repository, bar)

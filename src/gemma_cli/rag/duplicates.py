@@ -14,8 +14,8 @@ NEAR_DUPLICATE: Final = 0.95
 """Cosine from which two memories count as near-duplicates. Our choice: with all-MiniLM-L6-v2 it takes the same sentence
 with another article, tense or spelling; two facts about one thing stay well below."""
 
-COMPARED_PER_RUN: Final = 256
-"""Memories compared in one run; what is left waits for the next."""
+COMPARED_PER_RUN: Final = 128
+"""Memories compared in one run, which takes some 20 ms; what is left waits for the next."""
 
 LINKS_PER_MEMORY: Final = 8
 

@@ -16,8 +16,7 @@ from gemma_cli.rag import validation as check
 from gemma_cli.rag.administration import Administration, timed
 from gemma_cli.rag.answers import AnswerCache
 from gemma_cli.rag.batching import BatchEmbedder
-from gemma_cli.rag.embedders import EmbeddingOptions, create_embedder
-from gemma_cli.rag.embedders.base import CountingTokens, Embedder
+from gemma_cli.rag.embedders.base import Embedder
 from gemma_cli.rag.errors import InvalidInputError, InvalidTypeError, StoreBusyError, StoreUnavailableError
 from gemma_cli.rag.index import Question
 from gemma_cli.rag.ingestion import Ingestion
@@ -27,6 +26,7 @@ from gemma_cli.rag.monitoring import PerformanceMonitor
 from gemma_cli.rag.ranking import BY_WORDS, RECALL
 from gemma_cli.rag.repository import MemoryRepository, Progress
 from gemma_cli.rag.settings import Settings, load_settings, masked_url
+from gemma_cli.rag.shared_model import SharedModel
 from gemma_cli.rag.stores import create_store
 from gemma_cli.rag.stores.base import KEEP, Filter, Keep, Update
 from gemma_cli.rag.vectorizer import Vectorizer
@@ -98,18 +98,14 @@ class PythonRAGBackend(Administration):
 
     def _make_vectorizer(self) -> Vectorizer:
         configured = self.settings.embedding
-        options = EmbeddingOptions.configured(configured)
-        model = create_embedder(options) if self._embedder is None else self._embedder
+        on_tokens = None if self.monitor is None else functools.partial(self.monitor.record_tokens, "embedding")
         vectorizer = Vectorizer(
-            model,
-            owns_model=self._embedder is None,
+            SharedModel(configured, on_tokens) if self._embedder is None else self._embedder,
             batch_size=configured.batch_size,
             cache_size=configured.cache_size if configured.cache_embeddings else 0,
         )
         if self.monitor is not None:
             self.monitor.add_source("embedder", vectorizer.batches.get_stats)
-            if self._embedder is None and isinstance(model, CountingTokens):
-                model.on_tokens = functools.partial(self.monitor.record_tokens, "embedding")
         return vectorizer
 
     # Opening and closing

@@ -7,8 +7,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gemma_cli.rag.batching import BatchEmbedder
-from gemma_cli.rag.embedders.base import Closing, Embedder, Identified, ModelIdentity, Tokenizing
+from gemma_cli.rag.embedders.base import Embedder, Identified, ModelIdentity, Tokenizing
 from gemma_cli.rag.errors import InvalidTypeError, ModelError, ModelMismatchError
+from gemma_cli.rag.shared_model import SharedModel
 from gemma_cli.rag.stores.base import StoredModel
 
 PROBE: Final = "The keeper of the lighthouse wrote down the weather at dusk, and who had come by boat."
@@ -31,19 +32,21 @@ class SecondLevel(Protocol):
 
 
 class Vectorizer:
-    """Owns the queue before the model unless a `BatchEmbedder` was handed in, and the model if `owns_model`."""
+    """Closes what it made or was given a share in; never a model or a `BatchEmbedder` that was handed in."""
 
     def __init__(
-        self, embedder: Embedder | BatchEmbedder, *, owns_model: bool, batch_size: int = 32, cache_size: int = 1000
+        self, embedder: Embedder | BatchEmbedder | SharedModel, *, batch_size: int = 32, cache_size: int = 1000
     ) -> None:
+        self._owned: BatchEmbedder | SharedModel | None = None
         if isinstance(embedder, BatchEmbedder):
-            self._batches, self._owned = embedder, False
+            self._batches = embedder
+        elif isinstance(embedder, SharedModel):
+            self._batches, self._owned = embedder.batches, embedder
         elif _can_encode(embedder):
-            self._batches, self._owned = BatchEmbedder(embedder, batch_size, cache_size), True
+            self._batches = self._owned = BatchEmbedder(embedder, batch_size, cache_size)
         else:
             raise InvalidTypeError(f"embedder: expected an object with encode(texts), got {type(embedder).__name__}")
         self._model = self._batches.model
-        self._owns_model = owns_model
         self._stored: StoredModel | None = None
         self.second_level: SecondLevel | None = None
         """Where vectors are looked up that have left the cache in memory; set once the model is known to be its own."""
@@ -122,10 +125,8 @@ class Vectorizer:
         )
 
     async def close(self) -> None:
-        if self._owned:
-            await self._batches.close()
-        if self._owns_model and isinstance(self._model, Closing):
-            self._model.close()
+        if self._owned is not None:
+            await self._owned.close()
 
 
 def _can_encode(model: object) -> bool:
