@@ -17,7 +17,7 @@ LONGEST_FILE = 400
 
 LAYERS = (
     # Facts, checks and arithmetic: no store, no model.
-    "_version errors validation memory words quantize combining offload documents settings settings_schema",
+    "_version errors validation memory words actors quantize combining offload documents settings settings_schema",
     # The parts that the policy is written over; each knows the foundations and its neighbours here.
     "embedders stores ranking index blocks postings readers readers_rich chunking",
     # What stands between a caller and those parts.

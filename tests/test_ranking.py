@@ -112,4 +112,4 @@ def test_the_constants_are_the_documented_ones() -> None:
     """k1 and b are the design's; a recall weighs meaning and words alike, a search by words only these."""
     assert (BM25_K1, BM25_B) == (1.2, 0.3)
     assert Weights(1.0, 1.0) == RECALL
-    assert Weights(0.0, 1.0) == BY_WORDS
+    assert Weights(0.0, 1.0, 0.0) == BY_WORDS

@@ -7,12 +7,15 @@ import numkong
 import numpy as np
 from numpy.typing import NDArray
 
+from gemma_cli.rag.actors import NOBODY
 from gemma_cli.rag.postings import Occurrences, Postings
 from gemma_cli.rag.words import TERM_DTYPE
 
 FIRST_CAPACITY: Final = 256
 COMPACT_ABOVE: Final = 1024
 """Dead slots that a block may carry before they are weighed against the living (a quarter of all slots)."""
+ARRAYS: Final = ("rows", "importance", "times", "expires", "codes", "scales", "errors", "lengths", "actors", "alive")
+"""What a block holds an entry of for each slot."""
 SHARED_SCAN_FROM: Final = 3
 """Questions from which the blocked matrix product beats one scan each (1.5 ms against 1.2 ms a scan at 65,115)."""
 
@@ -32,6 +35,24 @@ class Rows:
     scales: NDArray[np.float32]
     errors: NDArray[np.float32]
     terms: list[bytes]
+    actors: NDArray[np.int32] | None = None
+    """Who said it, by `Actors.numbers`; None: not known of any."""
+
+    def take(self, picked: NDArray[np.intp]) -> "Rows":
+        """Those at some positions, in their order."""
+        if len(picked) == len(self.rows):
+            return self
+        return Rows(
+            rows=self.rows[picked],
+            importance=self.importance[picked],
+            times=self.times[picked],
+            expires=self.expires[picked],
+            codes=self.codes[picked],
+            scales=self.scales[picked],
+            errors=self.errors[picked],
+            terms=[self.terms[i] for i in picked.tolist()],
+            actors=None if self.actors is None else self.actors[picked],
+        )
 
 
 class Block:
@@ -53,6 +74,7 @@ class Block:
         self.scales = np.empty(capacity, np.float32)
         self.errors = np.empty(capacity, np.float32)
         self.lengths = np.empty(capacity, np.float32)
+        self.actors = np.zeros(capacity, np.int32)
         self.alive = np.zeros(capacity, np.bool_)
         self.terms: list[bytes] = []
         self.postings = Postings()
@@ -62,8 +84,7 @@ class Block:
     @property
     def nbytes(self) -> int:
         """Memory held, in bytes, Python's own objects not counted."""
-        arrays = (self.rows, self.importance, self.times, self.expires, self.codes, self.scales, self.errors)
-        return sum(a.nbytes for a in arrays) + self.lengths.nbytes + self.alive.nbytes + self.postings.nbytes
+        return sum(int(getattr(self, name).nbytes) for name in ARRAYS) + self.postings.nbytes
 
     def add(self, new: Rows) -> None:
         """Appends memories whose rows are in no slot."""
@@ -80,6 +101,7 @@ class Block:
         self.scales[start:end] = new.scales
         self.errors[start:end] = new.errors
         self.lengths[start:end] = [_length(packed) for packed in new.terms] if count < 8 else _lengths(new.terms)
+        self.actors[start:end] = 0 if new.actors is None else new.actors
         self.alive[start:end] = True
         self.terms.extend(new.terms)
         self.postings.add(start, new.terms)
@@ -93,7 +115,7 @@ class Block:
         if slots <= len(self.rows):
             return
         capacity = max(slots, 2 * len(self.rows))
-        for name in ("rows", "importance", "times", "expires", "codes", "scales", "errors", "lengths", "alive"):
+        for name in ARRAYS:
             old: NDArray[Any] = getattr(self, name)
             grown = np.zeros((capacity, *old.shape[1:]), old.dtype)
             grown[: self.used] = old[: self.used]
@@ -129,6 +151,7 @@ class Block:
             scales=self.scales[keep],
             errors=self.errors[keep],
             terms=[self.terms[slot] for slot in keep.tolist()],
+            actors=self.actors[keep],
         )
         self._clear(max(FIRST_CAPACITY, len(keep)))
         self.add(living)
@@ -147,6 +170,13 @@ class Block:
         # The queries are packed, not the memories: nothing has to be packed again when a memory comes or goes.
         product = np.asarray(numkong.dots_packed(codes, numkong.dots_pack(queries)))
         return np.ascontiguousarray(product.T, np.float32)
+
+    def agreement(self, named: int) -> NDArray[np.float32]:
+        """For each slot: 1 if it is from the actor `named`, -1 if it is from another, 0 where either is unknown."""
+        if named == NOBODY:
+            return np.zeros(self.used, np.float32)
+        actors = self.actors[: self.used]
+        return np.where(actors == named, np.float32(1), np.where(actors == NOBODY, np.float32(0), np.float32(-1)))
 
     def living_occurrences(self, terms: NDArray[np.uint64]) -> list[Occurrences]:
         """Where each term occurs, dead slots left out."""

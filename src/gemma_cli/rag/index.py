@@ -13,6 +13,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from gemma_cli.rag.actors import NOBODY, Actors
 from gemma_cli.rag.blocks import Block, Rows
 from gemma_cli.rag.memory import MemoryTier
 from gemma_cli.rag.postings import Occurrences
@@ -56,6 +57,7 @@ class Question:
     since: float = -np.inf
     until: float = np.inf
     min_similarity: float | None = None
+    first_person: bool = False
 
     def filters(self) -> tuple[Hashable, ...]:
         """All but the vector and the terms: what, together with the text, tells two questions apart."""
@@ -73,20 +75,24 @@ class Question:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Candidates:
-    """Rows that may be among the best of a question, and what their words scored (0 to 1)."""
+    """Rows that may be among the best of a question, what their words scored (0 to 1), and whether they are from the
+    one whom the question names (1), from somebody else (-1), or neither is known (0)."""
 
     question: Question
     rows: NDArray[np.int64]
     words: NDArray[np.float32]
+    actors: NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True)
 class Hit:
-    """One answer: the store's row, the cosine (None when only words were asked), BM25 in [0, 1], and the score."""
+    """One answer: the store's row, the cosine (None when only words were asked), BM25 in [0, 1], whether it is from the
+    actor who was named (1, -1, 0 for unknown), and the score."""
 
     row: int
     cosine: float | None
     words: float
+    actor: float
     score: float
 
 
@@ -96,6 +102,7 @@ class MemoryIndex:
     def __init__(self, dimension: int) -> None:
         self.dimension = dimension
         self.sequence = -1
+        self.actors = Actors()
         self._blocks = {tier: Block(dimension) for tier in TIERS}
 
     def __len__(self) -> int:
@@ -113,7 +120,7 @@ class MemoryIndex:
             self._remove(changes.removed)
             self._remove(changes.added.rows.tolist())
         for code in np.unique(changes.tiers).tolist():
-            self._blocks[TIERS[code]].add(_select(changes.added, np.flatnonzero(changes.tiers == code)))
+            self._blocks[TIERS[code]].add(changes.added.take(np.flatnonzero(changes.tiers == code)))
         self.sequence = changes.sequence
 
     def _remove(self, rows: Iterable[int]) -> None:
@@ -155,7 +162,10 @@ class MemoryIndex:
     ) -> Candidates:
         weights = question.weights
         words = self._word_scores(question.terms, question.tiers) if weights.words else {}
-        rows, scores, word_scores, sure = [], [], [], []
+        named = NOBODY
+        if weights.actor:
+            named = self.actors.named(question.terms.tolist(), first_person=question.first_person)
+        rows, scores, word_scores, actor_scores, sure = [], [], [], [], []
         bound = 0.0
         for tier, block in self._blocks.items():
             if tier not in question.tiers or not block.living:
@@ -172,6 +182,9 @@ class MemoryIndex:
                 near, score = None, np.where(worded > 0, np.float32(weights.words) * worded, np.float32(-np.inf))
             else:
                 continue
+            acted = block.agreement(named)
+            if named != NOBODY:
+                score = score + np.float32(weights.actor) * acted
             allowed = self._allowed(question, block, near, error)
             if allowed is not None:
                 score = np.where(allowed, score, np.float32(-np.inf))
@@ -180,10 +193,16 @@ class MemoryIndex:
             rows.append(block.rows[: block.used])
             scores.append(score)
             word_scores.append(np.zeros(block.used, np.float32) if worded is None else worded)
+            actor_scores.append(acted)
         if not rows:
-            return Candidates(question, np.empty(0, np.int64), np.empty(0, np.float32))
+            return Candidates(question, np.empty(0, np.int64), np.empty(0, np.float32), np.empty(0, np.float32))
         picked = _best(np.concatenate(scores), question.limit, 2.0 * bound, np.concatenate(sure) if sure else None)
-        return Candidates(question, np.concatenate(rows)[picked], np.concatenate(word_scores)[picked])
+        return Candidates(
+            question,
+            np.concatenate(rows)[picked],
+            np.concatenate(word_scores)[picked],
+            np.concatenate(actor_scores)[picked],
+        )
 
     def _allowed(
         self, question: Question, block: Block, near: NDArray[np.float32] | None, error: float
@@ -239,20 +258,27 @@ def finish(candidates: Candidates, vectors: NDArray[np.float32] | None) -> list[
     """The best of a question's candidates, best first and newest first among equals. `vectors` are those of
     `candidates.rows`, shape [n, dimension]; None when only words count."""
     question, weights = candidates.question, candidates.question.weights
-    words = candidates.words.astype(np.float64)
+    words, actors = candidates.words.astype(np.float64), candidates.actors.astype(np.float64)
+    apart_from_meaning = weights.words * words + weights.actor * actors
     if vectors is None or question.vector is None:
         cosines = None
-        scores = weights.words * words
+        scores = apart_from_meaning.copy()
     else:
         # A matrix product sums a row in an order that depends on its place; rounded from float64, equals stay equal.
         products = vectors.astype(np.float64) @ question.vector.astype(np.float64)
         cosines = products.astype(np.float32).astype(np.float64)
-        scores = weights.meaning * cosines + weights.words * words
+        scores = weights.meaning * cosines + apart_from_meaning
         if question.min_similarity is not None:
             scores[cosines < question.min_similarity] = -np.inf
     order = np.lexsort((-candidates.rows, -scores))[: question.limit]
     return [
-        Hit(int(candidates.rows[i]), None if cosines is None else float(cosines[i]), float(words[i]), float(scores[i]))
+        Hit(
+            int(candidates.rows[i]),
+            None if cosines is None else float(cosines[i]),
+            float(words[i]),
+            float(actors[i]),
+            float(scores[i]),
+        )
         for i in order.tolist()
         if scores[i] > -np.inf
     ]
@@ -282,18 +308,3 @@ def _best(
     if len(picked) > most:
         picked = picked[np.argpartition(scores[picked], len(picked) - most)[len(picked) - most :]]
     return picked
-
-
-def _select(rows: Rows, picked: NDArray[np.intp]) -> Rows:
-    if len(picked) == len(rows.rows):
-        return rows
-    return Rows(
-        rows=rows.rows[picked],
-        importance=rows.importance[picked],
-        times=rows.times[picked],
-        expires=rows.expires[picked],
-        codes=rows.codes[picked],
-        scales=rows.scales[picked],
-        errors=rows.errors[picked],
-        terms=[rows.terms[i] for i in picked.tolist()],
-    )

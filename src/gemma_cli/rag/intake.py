@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gemma_cli.rag import validation as check
+from gemma_cli.rag.actors import first_person
 from gemma_cli.rag.errors import InvalidInputError, InvalidTypeError
 from gemma_cli.rag.index import TIERS, Question
 from gemma_cli.rag.memory import MemoryEntry, MemoryTier, TierRules, parse_tier
@@ -148,6 +149,7 @@ def question(
         since=-math.inf if earliest is None else earliest,
         until=math.inf if latest is None else latest,
         min_similarity=None if min_similarity is None else check.number("min_similarity", min_similarity, -1.0, 1.0),
+        first_person=first_person(query),
     )
 
 

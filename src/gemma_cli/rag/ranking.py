@@ -1,9 +1,10 @@
 """How meaning and words become one score. Pure functions and one table; no store, no I/O.
 
-    score = meaning * cosine + words * bm25n
+    score = meaning * cosine + words * bm25n + actor * a
 
 `bm25n` is BM25 divided by the most that the query could score (every term present, each as often as can be): it lies
-in [0, 1] with no statistics of the candidates, so it adds to a cosine without calibration.
+in [0, 1] with no statistics of the candidates, so it adds to a cosine without calibration. `a` is 1 if the memory is
+from the one whom the question names, -1 if it is from somebody else, 0 if either is unknown.
 """
 
 from dataclasses import dataclass
@@ -25,11 +26,15 @@ class Weights:
 
     meaning: float = 1.0
     words: float = 1.0
+    actor: float = 0.2
 
 
 RECALL: Final = Weights()
-BY_WORDS: Final = Weights(meaning=0.0, words=1.0)
-BY_MEANING: Final = Weights(meaning=1.0, words=0.0)
+"""On the development half of LoCoMo (786 questions), recall in the top 10: .35 by meaning alone, .50 with words, .72
+with the actor as well. From 0.15 to 0.4, the actor's weight changes that by less than .01."""
+
+BY_WORDS: Final = Weights(meaning=0.0, words=1.0, actor=0.0)
+BY_MEANING: Final = Weights(meaning=1.0, words=0.0, actor=0.0)
 
 
 def inverse_document_frequency(documents: int, containing: NDArray[np.int64]) -> NDArray[np.float64]:

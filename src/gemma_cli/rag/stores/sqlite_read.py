@@ -19,8 +19,8 @@ CHUNK: Final = 8192
 """Rows taken into the index at a time: bounds what the load needs beside the index itself."""
 
 SINCE: Final = (
-    "SELECT row, importance, coalesce(occurred, created), coalesce(expires, 9e999), scale, error, tier, code, terms "
-    "FROM memories WHERE ns = ? AND sequence > ?"
+    "SELECT row, importance, coalesce(occurred, created), coalesce(expires, 9e999), scale, error, tier, code, terms, "
+    "actor FROM memories WHERE ns = ? AND sequence > ?"
 )
 EVERYTHING: Final = SINCE.replace("AND sequence", "AND +sequence")
 """A few changes come by their index; a whole namespace is read in the order of the table."""
@@ -103,6 +103,8 @@ class Reader:
         entry.explanation = {"words": weights.words * hit.words}
         if hit.cosine is not None:
             entry.explanation["meaning"] = weights.meaning * hit.cosine
+        if hit.actor:
+            entry.explanation["actor"] = weights.actor * hit.actor
         return entry
 
     def _caught_up(self) -> MemoryIndex | None:
@@ -136,13 +138,13 @@ class Reader:
     def _changes(self, sequence: int, known: int, removed: list[int], reset: bool) -> Iterator[Changes]:
         """The changes since `known`, a chunk at a time; the first chunk carries the removals."""
         assert self._index is not None
-        dimension = self._index.dimension
+        index = self._index
         cursor = self.db.execute(EVERYTHING if known < 0 else SINCE, (self.ns, known))
         first = True
         while True:
             rows = [row for _, row in zip(range(CHUNK), cursor, strict=False)]
             if first or rows:
-                yield _to_changes(rows, sequence, removed if first else [], reset and first, dimension)
+                yield _to_changes(rows, sequence, removed if first else [], reset and first, index)
             if len(rows) < CHUNK:
                 return
             first = False
@@ -196,9 +198,11 @@ class Reader:
         return counts
 
 
-def _to_changes(rows: list[tuple[Any, ...]], sequence: int, removed: list[int], reset: bool, dimension: int) -> Changes:
-    numbers, importance, times, expires, scales, errors, tiers, codes, terms = (
-        zip(*rows, strict=True) if rows else ((),) * 9
+def _to_changes(
+    rows: list[tuple[Any, ...]], sequence: int, removed: list[int], reset: bool, index: MemoryIndex
+) -> Changes:
+    numbers, importance, times, expires, scales, errors, tiers, codes, terms, actors = (
+        zip(*rows, strict=True) if rows else ((),) * 10
     )
     return Changes(
         sequence=sequence,
@@ -209,10 +213,11 @@ def _to_changes(rows: list[tuple[Any, ...]], sequence: int, removed: list[int], 
             importance=np.array(importance, np.float64),
             times=np.array(times, np.float64),
             expires=np.array(expires, np.float64),
-            codes=np.frombuffer(b"".join(codes), np.int8).reshape(len(rows), dimension),
+            codes=np.frombuffer(b"".join(codes), np.int8).reshape(len(rows), index.dimension),
             scales=np.array(scales, np.float32),
             errors=np.array(errors, np.float32),
             terms=list(terms),
+            actors=index.actors.numbers(actors),
         ),
         tiers=np.array(tiers, np.uint8),
     )

@@ -1,0 +1,52 @@
+"""Who said something, and whom a question is about."""
+
+from collections.abc import Iterable
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gemma_cli.rag.words import tokens, word_terms
+
+NOBODY: Final = 0
+"""The number of a memory without an actor, and of a question that names nobody, or several."""
+
+USER: Final = "user"
+"""The actor that "I" and "my" in a question stand for: the role of the human in every chat format."""
+
+FIRST_PERSON: Final = frozenset("i i'm i've i'd i'll me my mine myself".split())
+
+
+def first_person(query: str) -> bool:
+    """Whether a question speaks of the one who asks."""
+    return not FIRST_PERSON.isdisjoint(tokens(query))
+
+
+class Actors:
+    """The actors of one namespace, numbered from 1 in the order in which they first appear."""
+
+    def __init__(self) -> None:
+        self._numbers: dict[str, int] = {}
+        self._by_term: dict[int, set[int]] = {}
+
+    def numbers(self, names: Iterable[str | None]) -> NDArray[np.int32]:
+        """The number of each name; `NOBODY` for None."""
+        return np.array([NOBODY if name is None else self._number(name) for name in names], np.int32)
+
+    def _number(self, name: str) -> int:
+        number = self._numbers.get(name)
+        if number is None:
+            number = self._numbers[name] = len(self._numbers) + 1
+            for term in word_terms(name):
+                self._by_term.setdefault(term, set()).add(number)
+        return number
+
+    def named(self, terms: Iterable[int], *, first_person: bool) -> int:
+        """The one actor of whose name a word is among a question's terms, else the user if the question speaks in the
+        first person."""
+        found: set[int] = set()
+        for term in terms:
+            found |= self._by_term.get(term, set())
+        if not found and first_person:
+            found = {number for name, number in self._numbers.items() if name.casefold() == USER}
+        return found.pop() if len(found) == 1 else NOBODY

@@ -1,0 +1,72 @@
+"""Who said it: what a question's name does to the order. Over every store."""
+
+import numpy as np
+import pytest
+from conftest import Clock
+from memory_places import Place
+
+from gemma_cli.rag import MemoryEntry
+
+pytestmark = pytest.mark.anyio
+
+
+def said(actor: str | None, content: str) -> MemoryEntry:
+    """All with one vector, so that words and actors alone decide."""
+    vector = np.zeros(64, np.float32)
+    vector[0] = 1
+    return MemoryEntry(content, "semantic", actor=actor, embedding=vector)
+
+
+async def order(backend, question: str, **filters: object) -> list[str | None]:
+    return [entry.actor for entry in await backend.recall_memories(question, limit=10, **filters)]
+
+
+async def test_the_one_who_is_named_comes_first_and_others_last(place: Place, clock: Clock) -> None:
+    """+1 for the named, 0 where nobody is known to have said it, -1 for somebody else."""
+    backend = await place.open(clock=clock)
+    await backend.store_memories([said("Ben", "likes tea"), said(None, "likes tea"), said("Ana", "likes tea")])
+    assert await order(backend, "what does Ana drink") == ["Ana", None, "Ben"]
+    assert await order(backend, "what does BEN drink") == ["Ben", None, "Ana"]
+
+
+async def test_the_score_says_what_the_actor_counted(place: Place, clock: Clock) -> None:
+    """The explanation adds up to the score, and names the actor's part only where it counts."""
+    backend = await place.open(clock=clock)
+    await backend.store_memories([said("Ben", "likes tea"), said(None, "likes tea"), said("Ana Lopez", "likes tea")])
+    hits = await backend.recall_memories("does Lopez like tea", explain=True)
+    assert [hit.explanation.get("actor") for hit in hits] == [pytest.approx(0.2), None, pytest.approx(-0.2)]
+    for hit in hits:
+        assert sum(hit.explanation.values()) == pytest.approx(hit.score)
+
+
+async def test_nobody_or_several_named_changes_nothing(place: Place, clock: Clock) -> None:
+    """A question about two people, or about none, is not about one of them: newest first among equals."""
+    backend = await place.open(clock=clock)
+    await backend.store_memories([said("Ben", "likes tea"), said("Ana", "likes tea")])
+    assert await order(backend, "what do Ana and Ben drink") == ["Ana", "Ben"]
+    assert await order(backend, "who drinks what") == ["Ana", "Ben"]
+
+
+async def test_i_is_the_user(place: Place, clock: Clock) -> None:
+    """A question in the first person is the user's, where there is an actor of that name and nobody else is named."""
+    backend = await place.open(clock=clock)
+    await backend.store_memories([said("User", "likes tea"), said("assistant", "likes tea")])
+    assert await order(backend, "what do I drink") == ["User", "assistant"]
+    assert await order(backend, "what is my assistant drinking") == ["assistant", "User"]
+
+
+async def test_a_changed_actor_counts_at_once(place: Place, clock: Clock) -> None:
+    """Correcting who said it moves the memory."""
+    backend = await place.open(clock=clock)
+    first, _ = await backend.store_memories([said("Ben", "likes tea"), said(None, "likes tea")])
+    assert await order(backend, "what does Ben drink") == ["Ben", None]
+    await backend.update_memory(first, actor="Ana")
+    assert await order(backend, "what does Ana drink") == ["Ana", None]
+    assert await order(backend, "what does Ben drink") == [None, "Ana"]
+
+
+async def test_filters_hold_beside_the_name(place: Place, clock: Clock) -> None:
+    """A name in the question orders; only `actor=` filters."""
+    backend = await place.open(clock=clock)
+    await backend.store_memories([said("Ben", "likes tea"), said("Ana", "likes tea")])
+    assert await order(backend, "what does Ana drink", actor="Ben") == ["Ben"]
