@@ -59,13 +59,14 @@ class Question:
 
 def questions() -> list[Question]:
     """Five questions, none of which shares a telling word with its answer."""
-    kept = json.loads(_shipped(QUESTIONS).read_text("utf-8"))
+    kept = json.loads(shipped(QUESTIONS))
     asked = [Question(kept[number]["question"], kept[number]["answer"]) for number in FROM_THE_HANDBOOK]
     return asked + [Question(*pair) for pair in ABOUT_THE_CONVERSATION]
 
 
-def _shipped(name: str) -> Any:
-    return resources.files("gemma_cli") / "demo_data" / name
+def shipped(name: str) -> str:
+    """A text that comes with the package: `HANDBOOK` or `QUESTIONS`."""
+    return (resources.files("gemma_cli") / "demo_data" / name).read_text("utf-8")
 
 
 def run_demo() -> None:
@@ -77,7 +78,7 @@ def run_demo() -> None:
 async def _demo(directory: Path) -> None:
     costs: dict[str, str] = {}
     document = directory / HANDBOOK
-    document.write_bytes(_shipped(HANDBOOK).read_bytes())
+    document.write_text(shipped(HANDBOOK), "utf-8")
     async with PythonRAGBackend(url=f"sqlite:///{directory / 'demo.db'}") as backend:
         start = time.perf_counter()
         identity = await backend.try_model()

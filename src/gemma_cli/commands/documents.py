@@ -22,7 +22,9 @@ def ingest(
     tag: Tags = None,
     as_json: Json = False,
 ) -> None:
-    """Store documents as chunks. The same document again adds nothing; a changed one is brought up to date."""
+    """Store documents as chunks. The same document again adds nothing; a changed one is brought up to date.
+
+    Tier, tags and importance are those of chunks that are new; the others stay as they are."""
     from gemma_cli.commands.output import print_json, progress_bar
     from gemma_cli.rag.errors import CapacityError, DocumentError, MissingExtraError
     from gemma_cli.rag.ingestion import documents_in

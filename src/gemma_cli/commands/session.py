@@ -1,5 +1,5 @@
-"""What every command of `gemma-rag` shares: the options before the command, exit codes, and the one place where errors
-become messages. Heavy modules are imported where they are needed, so that `--help` answers at once."""
+"""What every command of `gemma-rag` shares: the options before the command, and the exit codes. Heavy modules are
+imported where they are needed, so that `--help` answers at once."""
 
 import logging
 import sys

@@ -11,7 +11,6 @@ import time
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
-from importlib import resources
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
@@ -20,6 +19,7 @@ import numpy as np
 from rich.table import Table
 from rich.text import Text
 
+from gemma_cli.commands.demo import HANDBOOK, QUESTIONS, shipped
 from gemma_cli.commands.output import err, out, print_json, progress_bar
 from gemma_cli.rag import BatchEmbedder, EmbeddingOptions, InvalidInputError, Settings, SettingsError, create_embedder
 from gemma_cli.rag.settings import EmbeddingSettings, user_config_file
@@ -117,12 +117,8 @@ class EngineBench:
     the handbook of a lighthouse, and questions about it. Its `f32` is the yardstick of the ranking."""
 
     def __init__(self, current: EmbeddingSettings) -> None:
-        folder = resources.files("gemma_cli") / "demo_data"
-        text = (folder / "lighthouse-handbook.md").read_text("utf-8")
-        self._questions = [
-            asked["question"] for asked in json.loads((folder / "lighthouse-questions.json").read_text())
-        ]
-        self._sentences = list(dict.fromkeys(sentences(text)))
+        self._questions = [asked["question"] for asked in json.loads(shipped(QUESTIONS))]
+        self._sentences = list(dict.fromkeys(sentences(shipped(HANDBOOK))))
         self._texts = mixed(self._sentences)
         self._sized = False
         self._exact = replace(current, precision="f32")

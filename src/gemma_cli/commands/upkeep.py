@@ -17,7 +17,7 @@ def consolidate(
     days: Annotated[float, typer.Option(help="How far --plan looks ahead.")] = 7.0,
     as_json: Json = False,
 ) -> None:
-    """Remove what has expired and move up what deserves it."""
+    """Remove what has expired, move up what deserves it, and link memories that say nearly the same."""
     from gemma_cli.commands.output import print_json, print_plan
     from gemma_cli.rag import MemoryConsolidator, Plan
 

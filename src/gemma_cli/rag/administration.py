@@ -100,7 +100,7 @@ class Administration:
 
     async def try_model(self) -> ModelIdentity:
         """Runs the embedding model once and says which it is."""
-        return (await self._repository.vectorizer.model()).identity
+        return (await (await self._repository.vectorizer()).model()).identity
 
     async def change_token(self) -> int:
         """A number that grows with every change that could alter an answer, whichever process made it."""
@@ -152,6 +152,11 @@ class Administration:
     async def all_memories(self) -> list[MemoryEntry]:
         """Every live memory, newest first, without embeddings."""
         return await self._repository.all(Filter())
+
+    async def expiring_memories(self, within: float) -> list[MemoryEntry]:
+        """What expires within so many seconds, newest first, without embeddings."""
+        seconds = check.number("within", within, 0.0)
+        return await self._repository.all(Filter(expires_until=self.now() + seconds))
 
     @timed
     async def cleanup_expired(self) -> int:

@@ -2,8 +2,7 @@
 
 A cut is made at the best boundary that fits: section, paragraph, sentence, line, word, at last character; in code,
 definition, blank line, line. Sections never share a chunk, however short they are: a hit is then what its author wrote
-on one subject, and the line of headings gives a short one the context that it lacks. Packing neighbours together up to
-the window was tried on the example handbook, and ranked no more of its answers first. Where the rest of a section needs
+on one subject, and the line of headings gives a short one the context that it lacks. Where the rest of a section needs
 two more chunks they are made about equal, so that no section ends in a chunk of a few words.
 
 Every token is counted by the tokenizer in the finished chunk. The time is linear in the length of the document.

@@ -6,7 +6,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from types import TracebackType
 from typing import Any, Final, Self
 
@@ -21,6 +21,7 @@ from gemma_cli.rag.memory import (
     parse_tier,
 )
 from gemma_cli.rag.python_backend import PythonRAGBackend
+from gemma_cli.rag.settings_schema import CENTURY
 from gemma_cli.rag.stores.base import Link
 
 logger = logging.getLogger("gemma_cli.rag.consolidation")
@@ -132,7 +133,7 @@ class MemoryConsolidator:
 
     async def plan(self, days: float = 7.0) -> Plan:
         """What a run would do now, and what the next `days` will forget; changes nothing."""
-        horizon = timedelta(days=check.number("days", days, 0.0, 36_525.0))
+        days = check.number("days", days, 0.0, 36_525.0)
         now = datetime.fromtimestamp(self._backend.now(), UTC)
         rules = self._rules
         moves = []
@@ -144,8 +145,8 @@ class MemoryConsolidator:
         moving = {move.memory.id for move in moves}
         losses = [
             PlannedLoss(memory, memory.expires_at, self._threshold - memory.calculate_relevance(self._decay, now))
-            for memory in await self._backend.all_memories()
-            if memory.expires_at is not None and memory.expires_at <= now + horizon and memory.id not in moving
+            for memory in await self._backend.expiring_memories(86_400.0 * days)
+            if memory.expires_at is not None and memory.id not in moving
         ]
         moves.sort(key=lambda move: -move.relevance)
         losses.sort(key=lambda loss: loss.expires_at)
@@ -214,4 +215,4 @@ class MemoryConsolidator:
 
 
 def _interval(name: str, value: object) -> float:
-    return check.number(name, value, 0.001, 1e9)
+    return check.number(name, value, 0.001, CENTURY)

@@ -78,9 +78,9 @@ class Difference:
 def difference(now: ChunkedDocument, stored: Sequence[MemoryEntry]) -> Difference:
     """Compares chunks by their text; equal texts pair up in the order in which they stand."""
     left: defaultdict[str, list[MemoryEntry]] = defaultdict(list)
-    for entry in sorted(stored, key=lambda entry: int(entry.metadata.get("chunk", 0)), reverse=True):
-        if entry.metadata.get(SOURCE_KEY) == now.session:
-            left[entry.content].append(entry)
+    chunks = [entry for entry in stored if entry.metadata.get(SOURCE_KEY) == now.session]
+    for entry in sorted(chunks, key=_place, reverse=True):
+        left[entry.content].append(entry)
     new: list[Chunk] = []
     moved: list[MemoryEntry] = []
     for chunk in now.chunks:
@@ -91,6 +91,12 @@ def difference(now: ChunkedDocument, stored: Sequence[MemoryEntry]) -> Differenc
             moved.append(replace(entry, metadata=now.metadata(chunk)))
     gone = [entry.id for entries in left.values() for entry in entries]
     return Difference(new, moved, gone + [entry.id for entry in moved])
+
+
+def _place(entry: MemoryEntry) -> int:
+    """Where a chunk stood; one whose metadata its owner has rewritten comes first."""
+    place = entry.metadata.get("chunk")
+    return place if isinstance(place, int) else -1
 
 
 @dataclass(frozen=True, slots=True)

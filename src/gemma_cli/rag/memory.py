@@ -68,7 +68,7 @@ SECONDS_PER_DAY: Final = 86_400.0
 
 # Relevance = 0.5 importance + 0.3 exp(-decay * age in days) + 0.2 n / (n + 5) for n accesses. The weights are the
 # public contract's; the half-way point of the access term (5 accesses) is ours: a memory recalled five times has
-# shown that it is used, and the term is plain arithmetic, so that SQL and Lua compute the same number.
+# shown that it is used, and the term is plain arithmetic, so that SQL computes the same number.
 IMPORTANCE_WEIGHT: Final = 0.5
 RECENCY_WEIGHT: Final = 0.3
 FREQUENCY_WEIGHT: Final = 0.2

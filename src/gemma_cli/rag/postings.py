@@ -63,13 +63,13 @@ class Postings:
 
     def find(self, terms: NDArray[np.uint64]) -> list[Occurrences]:
         """Where each of `terms` occurs, in their order."""
-        parts: list[list[_Segment]] = [[] for _ in terms]
+        parts: list[list[Occurrences]] = [[] for _ in terms]
         for segment in self._segments:
             starts = np.searchsorted(segment.terms, terms, "left").tolist()
             ends = np.searchsorted(segment.terms, terms, "right").tolist()
             for part, start, end in zip(parts, starts, ends, strict=True):
                 if start < end:
-                    part.append(_Segment(segment.terms, segment.slots[start:end], segment.counts[start:end]))
+                    part.append(Occurrences(segment.slots[start:end], segment.counts[start:end]))
         return [_joined(part) for part in parts]
 
     @property
@@ -91,9 +91,9 @@ def _sorted(terms: NDArray[np.uint64], slots: NDArray[np.int32], counts: NDArray
     return _Segment(terms[order], slots[order], counts[order])
 
 
-def _joined(parts: list[_Segment]) -> Occurrences:
+def _joined(parts: list[Occurrences]) -> Occurrences:
     if len(parts) == 1:
-        return Occurrences(parts[0].slots, parts[0].counts)
+        return parts[0]
     if not parts:
         return Occurrences(np.empty(0, np.int32), np.empty(0, np.uint8))
     return Occurrences(np.concatenate([p.slots for p in parts]), np.concatenate([p.counts for p in parts]))

@@ -37,7 +37,8 @@ logger = logging.getLogger("gemma_cli.rag.python_backend")
 class PythonRAGBackend(Administration):
     """Five tiers of memory in one place, found again by meaning and by words.
 
-    redis_host, redis_port, redis_db, pool_size: ask for that Redis server.
+    redis_host, redis_port, redis_db, pool_size: ask for that Redis server. This version has no store for it yet, and
+        says so when it is opened.
     url: `sqlite:///path/memory.db`, `memory://`, ...; None: `redis_host`, else the configured store, else one SQLite
         file in the user's data directory.
     namespace: a wall; nothing of one is seen, counted or evicted through another. None: the configured one.
@@ -217,8 +218,9 @@ class PythonRAGBackend(Administration):
         """Stores a file as chunks that together hold all of its text, and says how many are new.
 
         The same document again adds nothing; of a changed one, what vanished leaves and what is new comes, in one
-        step. Sizes are in tokens, at most the model's window. Raises `DocumentError`s for a file that can't be read,
-        `CapacityError` for one of more chunks than the tier holds; nothing is stored then."""
+        step. Chunks that are there already stay as they are: tier, tags and importance are those of new ones. Sizes are
+        in tokens, at most the model's window. Raises `DocumentError`s for a file that can't be read, `CapacityError`
+        for one of more chunks than the tier holds; nothing is stored then."""
         configured = self.settings.memory
         overlap = configured.chunk_overlap if chunk_overlap is None else check.whole("chunk_overlap", chunk_overlap, 0)
         wanted = Ingestion(

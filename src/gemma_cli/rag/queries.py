@@ -289,8 +289,9 @@ class QueryOptimizer:
             if inspect.isawaitable(value):
                 value = await value
         except asyncio.CancelledError as error:
-            if flight.abandoned or not flight.callers:
-                raise
+            task = asyncio.current_task()
+            if flight.abandoned or not flight.callers or (task is not None and task.cancelling()):
+                raise  # nobody waits, or it is the flight itself that was cancelled: the event loop is shutting down
             # Passed on as it is, it would look to every caller as if it had been cancelled itself.
             raise GemmaRagError("the query was cancelled from within") from error
         value = _copy(value)  # `fn` may go on using its own

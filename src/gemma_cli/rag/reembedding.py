@@ -19,7 +19,7 @@ async def reembed(repository: MemoryRepository, progress: Progress | None = None
         raise StoreError(
             f"{repository.where} can't go over to another model: export it, and import it into a new store"
         )
-    vectorizer = repository.vectorizer
+    vectorizer = await repository.vectorizer()
     model = await vectorizer.model()
     total = await store.reembed_begin(model, repository.now())
     done = 0

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from gemma_cli.rag.errors import BackendStateError, InvalidInputError
 from gemma_cli.rag.memory import MemoryEntry, TierRules
+from gemma_cli.rag.offload import in_thread
 from gemma_cli.rag.stores.base import EmbeddingCache, Filter, Store, StoredModel
 from gemma_cli.rag.vectorizer import Vectorizer
 
@@ -95,12 +96,19 @@ class MemoryRepository:
             raise BackendStateError("the backend is not open: call `await backend.initialize()` first")
         return self._store
 
-    @property
-    def vectorizer(self) -> Vectorizer:
+    async def vectorizer(self) -> Vectorizer:
         """The model in use, whether or not it fits the store."""
-        if self._vectorizer is None:
-            self._vectorizer = self._make_vectorizer()
-        return self._vectorizer
+        async with self._opening:
+            _ = self.store
+            if self._vectorizer is None:
+                # Finding a model may hash its weights, or ask the hub; knowing who it is may load a library.
+                self._vectorizer = await in_thread(self._identified)
+            return self._vectorizer
+
+    def _identified(self) -> Vectorizer:
+        vectorizer = self._make_vectorizer()
+        _ = vectorizer.identity
+        return vectorizer
 
     @property
     def loaded(self) -> Vectorizer | None:
@@ -109,7 +117,7 @@ class MemoryRepository:
 
     async def fitting_vectorizer(self) -> Vectorizer:
         """The model in use; `ModelMismatchError` unless its vectors may be compared with the store's."""
-        vectorizer = self.vectorizer
+        vectorizer = self._vectorizer or await self.vectorizer()
         if self.stored_model is None:  # the store was empty: another process may have begun it since
             self.stored_model = await self.store.model()
             self._model_checked = self._model_checked and self.stored_model is None

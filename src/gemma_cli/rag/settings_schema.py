@@ -170,7 +170,7 @@ class MemorySettings(Section):
         DEFAULT_DECAY, "Decay of relevance per day of age: exp(-rate * days).", 0.0, 1_000.0
     )
     cleanup_interval: float = key_field(300.0, "Seconds between two runs of the background tasks.", 0.01, CENTURY)
-    enable_background_tasks: bool = key_field(True, "Let `serve` and `mcp` clean up and consolidate in the background.")
+    enable_background_tasks: bool = key_field(True, "Let an application's `BackgroundTasks` clean up and consolidate.")
     auto_consolidate: bool = key_field(
         True, "Let those background tasks promote memories, not only remove expired ones."
     )

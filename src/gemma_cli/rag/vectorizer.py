@@ -16,9 +16,8 @@ PROBE: Final = "The keeper of the lighthouse wrote down the weather at dusk, and
 """The sentence by whose vector two models are told apart. Never change it: every store holds its vector."""
 
 SAME_MODEL: Final = 0.99
-"""Cosine of two probe vectors from which they count as one model's. Engines and precisions of one model agree to .999
-and more, int8 included (design measurements: .997 on average, .9856 at worst over many texts, .99 on plain prose); two
-different models do not come near each other."""
+"""Cosine of two probe vectors from which they count as one model's: engines and precisions of one model agree better
+than that on a plain sentence, and two different models do not come near."""
 
 
 class SecondLevel(Protocol):

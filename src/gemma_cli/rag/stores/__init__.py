@@ -18,7 +18,10 @@ def create_store(url: str, namespace: str, settings: Settings) -> Store:
     maker = _STORES.get(scheme) if separator else None
     if maker is None:
         known = ", ".join(f"{name}://" for name in _STORES)
-        raise InvalidInputError(f"url: this version has no store for {masked_url(url)!r}; use one of {known}")
+        raise InvalidInputError(
+            f"url: this version has no store for {masked_url(url)!r} (which is also what redis_host= and the [redis] "
+            f"section ask for); use one of {known}"
+        )
     return maker(rest, namespace, settings)
 
 

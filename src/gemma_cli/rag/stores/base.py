@@ -66,6 +66,7 @@ class Filter:
     session: str | None = None
     pinned: bool | None = None
     min_importance: float = 0.0
+    expires_until: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,7 @@ from typing import Any, Final, TypeVar
 import apsw
 
 from gemma_cli.rag.combining import CombiningWorker
-from gemma_cli.rag.errors import BackendStateError, StoreUnavailableError
+from gemma_cli.rag.errors import BackendStateError, QueueFullError, StoreUnavailableError
 from gemma_cli.rag.index import Question
 from gemma_cli.rag.memory import MemoryEntry
 from gemma_cli.rag.stores import (
@@ -285,5 +285,9 @@ class SqliteEngine:
                 logger.warning(event, extra={"path": self._where, "reason": str(error)})
 
         self._session()
-        self._touched = self._writes.put(_Write(work, now))
-        self._touched.add_done_callback(report)
+        try:
+            self._touched = self._writes.put(_Write(work, now))
+        except QueueFullError as error:  # an answer must not fail for want of its own footnote
+            logger.warning(event, extra={"path": self._where, "reason": str(error)})
+        else:
+            self._touched.add_done_callback(report)

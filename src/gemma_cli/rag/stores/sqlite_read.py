@@ -6,7 +6,6 @@ from typing import Any, Final
 
 import apsw
 import numpy as np
-from numpy.typing import NDArray
 
 from gemma_cli.rag.blocks import Rows
 from gemma_cli.rag.errors import ModelMismatchError, StoreDamagedError
@@ -81,22 +80,30 @@ class Reader:
                 f"the store was begun with another model meanwhile ({index.dimension} wide); open it again"
             )
         found = index.candidates(questions, now)
-        return [[self._entry(hit, c) for hit in finish(c, self._vectors(c, index.dimension))] for c in found]
+        return [self._answer(candidates, index.dimension) for candidates in found]
 
-    def _vectors(self, candidates: Candidates, dimension: int) -> NDArray[np.float32] | None:
+    def _answer(self, candidates: Candidates, dimension: int) -> list[MemoryEntry]:
+        blobs = self._blobs(candidates)
+        vectors = None
+        if blobs is not None:
+            ordered = b"".join(blobs[row] for row in candidates.rows.tolist())
+            vectors = np.frombuffer(ordered, np.float32).reshape(len(candidates.rows), dimension)
+        return [
+            self._entry(hit, candidates, None if blobs is None else blobs[hit.row])
+            for hit in finish(candidates, vectors)
+        ]
+
+    def _blobs(self, candidates: Candidates) -> dict[int, bytes] | None:
+        """The vectors of the candidates, by row; None where they do not count."""
         if candidates.question.vector is None or not candidates.question.weights.meaning:
             return None
-        rows = candidates.rows.tolist()
         # One statement for all of them takes a third of the time that one each does.
-        found = dict(
-            self.db.execute(
-                "SELECT row, vector FROM vectors WHERE row IN (SELECT value FROM json_each(?))", (json.dumps(rows),)
-            )
-        )
-        return np.frombuffer(b"".join(found[row] for row in rows), np.float32).reshape(len(rows), dimension)
+        rows = json.dumps(candidates.rows.tolist())
+        sql = "SELECT row, vector FROM vectors WHERE row IN (SELECT value FROM json_each(?))"
+        return dict(self.db.execute(sql, (rows,)))
 
-    def _entry(self, hit: Hit, candidates: Candidates) -> MemoryEntry:
-        entry = entry_at(self.db, hit.row)
+    def _entry(self, hit: Hit, candidates: Candidates, vector: bytes | None) -> MemoryEntry:
+        entry = entry_at(self.db, hit.row, vector)
         weights = candidates.question.weights
         entry.similarity_score = hit.cosine
         entry.score = hit.score
@@ -181,6 +188,8 @@ class Reader:
             condition("session = {}", wanted.session)
         if wanted.pinned is not None:
             condition("pinned = {}", int(wanted.pinned))
+        if wanted.expires_until is not None:
+            condition("expires <= {}", wanted.expires_until)
         if after is not None:
             condition("(created, id) < ({}, {})", *after)
         condition("1 ORDER BY created DESC, id DESC LIMIT {}", limit)

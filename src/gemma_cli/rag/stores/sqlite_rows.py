@@ -121,13 +121,13 @@ def decode(row: Row, vector: bytes | None = None) -> MemoryEntry:
     )
 
 
-def entry_at(db: apsw.Connection, row: int) -> MemoryEntry:
-    """The memory in a row that is known to be there, embedding included."""
+def entry_at(db: apsw.Connection, row: int, vector: bytes | None = None) -> MemoryEntry:
+    """The memory in a row that is known to be there, embedding included; `vector`: where it has been read already."""
     found = db.execute(
         f"SELECT {ENTRY_COLUMNS} FROM memories WHERE row = ?",  # noqa: S608 the columns are a constant
         (row,),
     ).get
-    return decode(found, db.execute("SELECT vector FROM vectors WHERE row = ?", (row,)).get)
+    return decode(found, vector or db.execute("SELECT vector FROM vectors WHERE row = ?", (row,)).get)
 
 
 def _time(seconds: float) -> datetime:

@@ -60,6 +60,7 @@ MIGRATIONS: Final = (
         scale REAL NOT NULL, error REAL NOT NULL, code BLOB NOT NULL, terms BLOB NOT NULL,
         content TEXT NOT NULL, actor TEXT, session TEXT, tags TEXT, metadata TEXT
     ) STRICT;
+    CREATE INDEX by_creation ON memories(ns, created, id);
     CREATE UNIQUE INDEX by_id ON memories(ns, id);
     CREATE INDEX by_sequence ON memories(ns, sequence);
     CREATE INDEX by_standing ON memories(ns, tier, standing, created) WHERE pinned = 0;
