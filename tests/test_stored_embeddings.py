@@ -21,6 +21,7 @@ def opened(directory: Path, embedder: object, size: int = 1000) -> PythonRAGBack
 
 
 async def kept(backend: PythonRAGBackend, *texts: str) -> set[str]:
+    await backend.get_memory("nothing")  # waits for what is written behind
     return set(await backend._repository.store.cached_vectors(texts))
 
 

@@ -84,11 +84,12 @@ class _EventFormatter(logging.Formatter):
 
 
 def exit_code(error: Exception) -> ExitCode | None:
-    """What a command ends with that failed with an error of this project; None for any other error."""
+    """What a command ends with that failed with an error of this project, or for want of a place for its output; None
+    for any other error."""
     from gemma_cli.rag import GemmaRagError, InvalidInputError, SettingsError, StoreBusyError, StoreUnavailableError
 
     if isinstance(error, StoreUnavailableError | StoreBusyError):
         return ExitCode.STORE_UNREACHABLE
     if isinstance(error, InvalidInputError | SettingsError):
         return ExitCode.USAGE
-    return ExitCode.FAILED if isinstance(error, GemmaRagError) else None
+    return ExitCode.FAILED if isinstance(error, GemmaRagError | OSError) else None

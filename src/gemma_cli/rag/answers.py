@@ -2,6 +2,7 @@
 
 from collections.abc import Awaitable, Callable
 from copy import copy, deepcopy
+from datetime import datetime
 from typing import Final, Protocol
 
 from gemma_cli.rag.errors import BackendStateError
@@ -27,7 +28,7 @@ class AnswerCache:
     """Equal questions asked at once are searched once; one asked again is answered from the cache until a write of any
     process, the expiry of a memory in the answer, or `ttl` seconds make it stale. Every caller gets copies of its own.
 
-    A kept answer shows the access counts that it had when it was found."""
+    A kept answer counts the accesses that go through it; it knows nothing of others."""
 
     def __init__(self, source: Source, search: Search, ttl: float, size: int) -> None:
         self._source = source
@@ -35,6 +36,7 @@ class AnswerCache:
         self._ttl = ttl
         self._size = size
         self._optimizer: QueryOptimizer | None = None
+        self._latest = 0.0
 
     def start(self) -> None:
         if self._optimizer is None:
@@ -47,19 +49,29 @@ class AnswerCache:
         if optimizer is not None:
             await optimizer.close()
 
-    async def answer(self, query: str, question: Question) -> list[MemoryEntry]:
-        """What `search(query, question)` finds; `question` has no vector yet."""
+    async def answer(self, query: str, question: Question, touched_at: datetime | None = None) -> list[MemoryEntry]:
+        """What `search(query, question)` finds; `question` has no vector yet. `touched_at`: count this as an access."""
+        found = await self._found(query, question)
+        if touched_at is not None:
+            for entry in found:  # the kept ones, so that the next answer goes on counting
+                entry.update_access(touched_at)
+        return [_copy(entry) for entry in found]
+
+    async def _found(self, query: str, question: Question) -> list[MemoryEntry]:
         if self._optimizer is None:
             raise BackendStateError("the backend is not open: call `await backend.initialize()` first")
         if question.limit > LARGEST_KEPT:
             return await self._search(query, question)
+        now = self._source.now()
+        if now < self._latest:  # by a clock that was put back, what had expired may be there again
+            self._optimizer.invalidate_cache()
+        self._latest = now
         key = (query, *question.filters())
         found = await self._optimizer.execute_query(key, self._search, query, question)
-        now = self._source.now()
         if any(entry.expires_at is not None and entry.expires_at.timestamp() <= now for entry in found):
             self._optimizer.invalidate_cache(key)
             found = await self._optimizer.execute_query(key, self._search, query, question)
-        return [_copy(entry) for entry in found]
+        return found
 
 
 def _copy(entry: MemoryEntry) -> MemoryEntry:

@@ -125,6 +125,12 @@ class Ingestion:
                 f"{path} makes {len(read.chunks):,} chunks, and the tier {self.tier} holds {capacity:,}: use a larger "
                 f"tier, or raise [memory] {self.tier}_capacity"
             )
+        async with repository.comparing:
+            return await self._store(read, repository, intake, progress)
+
+    async def _store(
+        self, read: ChunkedDocument, repository: MemoryRepository, intake: Intake, progress: Progress | None
+    ) -> int:
         change = difference(read, await repository.all(Filter(session=read.session)))
         now = repository.now()
         new = [

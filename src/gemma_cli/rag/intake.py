@@ -55,7 +55,7 @@ class Intake:
         metadata = check.metadata(given.get("metadata"), max_chars=self.max_content_chars)
         tier = parse_tier(given.get("memory_type", DEFAULT_TIER))
         pinned = check.flag("pinned", given.get("pinned", False))
-        created = datetime.fromtimestamp(now, UTC)
+        created = check.moment("clock", now)
         return MemoryEntry(
             content=self.content(given["content"]),
             memory_type=tier,
@@ -162,7 +162,12 @@ def seconds(name: str, value: object) -> float | None:
 def unit_vector(name: str, value: object) -> NDArray[np.float32]:
     """A copy of a vector, scaled to length 1."""
     try:
-        vector = np.array(value, np.float32)
+        given = np.asarray(value)
+        if given.dtype.kind == "c":
+            raise InvalidTypeError(f"{name}: expected real numbers, got complex ones")
+        vector = np.array(given, np.float32)
+    except InvalidTypeError:
+        raise
     except (TypeError, ValueError) as error:
         raise InvalidTypeError(f"{name}: expected a row of numbers: {error}") from error
     if vector.ndim != 1 or not vector.size or not np.isfinite(vector).all():

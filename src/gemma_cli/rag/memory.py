@@ -127,6 +127,8 @@ class MemoryEntry:
         check.text("content", self.content)
         self.memory_type = MemoryTier(parse_tier(self.memory_type))
         self.importance = check.importance(self.importance)
+        self.tags = check.tags(self.tags)
+        self.created_at = check.moment("created_at", self.created_at)
         if self.last_accessed is _UNSET:
             self.last_accessed = self.created_at
 
@@ -149,7 +151,7 @@ class MemoryEntry:
 
     def calculate_relevance(self, time_decay_factor: float = DEFAULT_DECAY, now: datetime | None = None) -> float:
         """How much this memory matters at `now`, in [0, 1]; see `relevance`. `time_decay_factor` is per day."""
-        age = (now or datetime.now(UTC)) - self.created_at
+        age = (datetime.now(UTC) if now is None else check.moment("now", now)) - self.created_at
         decay = check.number("time_decay_factor", time_decay_factor, 0.0)
         return relevance(self.importance, self.access_count, age.total_seconds() / SECONDS_PER_DAY, decay)
 

@@ -1,11 +1,12 @@
 """`PythonRAGBackend`: the memory of an agent. Policy only: what is checked, embedded, ranked and kept; how and where it
 is kept is the store's affair, how texts become vectors the embedder's."""
 
+import asyncio
 import functools
 import logging
 import os
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from datetime import datetime
 from types import TracebackType
@@ -94,6 +95,7 @@ class PythonRAGBackend(Administration):
             clock,
             cached_vectors=settings.embedding.stored_cache_size,
         )
+        self._closing: asyncio.Future[None] | None = None
         memory = settings.memory
         self._answers = AnswerCache(self, self._search, memory.query_cache_ttl, memory.query_cache_size)
 
@@ -139,6 +141,11 @@ class PythonRAGBackend(Administration):
 
     async def close(self) -> None:
         """Finishes what was begun and lets go of the store and of a model of its own. Idempotent."""
+        if self._closing is None or self._closing.done():
+            self._closing = asyncio.ensure_future(self._close())
+        await asyncio.shield(self._closing)  # a caller who gives up leaves nothing half closed
+
+    async def _close(self) -> None:
         try:
             await self._answers.close()
         finally:
@@ -270,9 +277,10 @@ class PythonRAGBackend(Administration):
             session=session,
         )
         touch, explain = check.flag("touch", touch), check.flag("explain", explain)
-        found = await self._answers.answer(query, question)
+        now = self.now()
+        found = await self._answers.answer(query, question, check.moment("clock", now) if touch else None)
         if touch and found:
-            self._count_access(found, self.now())
+            self._repository.store.touch([entry.id for entry in found], now)
         if not explain:
             for entry in found:
                 entry.explanation = None
@@ -282,12 +290,6 @@ class PythonRAGBackend(Administration):
         vectorizer = await self._repository.fitting_vectorizer()
         question = replace(question, vector=await vectorizer.vector(query))
         return await self._repository.store.search(question, self.now())
-
-    def _count_access(self, found: Sequence[MemoryEntry], now: float) -> None:
-        self._repository.store.touch([entry.id for entry in found], now)
-        moment = check.moment("now", now)
-        for entry in found:
-            entry.update_access(moment)
 
     @timed
     async def search_memories(

@@ -67,6 +67,8 @@ class MemoryRepository:
         self._vectorizer: Vectorizer | None = None
         self._model_checked = False
         self._opening = asyncio.Lock()
+        self.comparing = asyncio.Lock()
+        """Held from looking up what is there until what is missing is stored, so that nothing is stored twice."""
         self.stored_model: StoredModel | None = None
         """The model that the store holds vectors of; None: no vectors yet."""
 

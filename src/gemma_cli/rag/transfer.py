@@ -57,15 +57,16 @@ async def import_memories(
     entries = file.entries()
     stored = seen = 0
     while part := await in_thread(lambda: list(islice(entries, TOGETHER))):
-        now = repository.now()
-        distinct = {entry.id: entry for entry in reversed(part)}  # of an id that stands there twice, the first
-        known = await repository.store.get(list(distinct), now)
-        new = [
-            intake.given(entry if keep else replace(entry, embedding=None), now)
-            for entry, there in reversed(list(zip(distinct.values(), known, strict=True)))
-            if there is None and (entry.expires_at is None or entry.expires_at.timestamp() > now)
-        ]
-        stored += len(await repository.put(new))
+        async with repository.comparing:
+            now = repository.now()
+            distinct = {entry.id: entry for entry in reversed(part)}  # of an id that stands there twice, the first
+            known = await repository.store.get(list(distinct), now)
+            new = [
+                intake.given(entry if keep else replace(entry, embedding=None), now)
+                for entry, there in reversed(list(zip(distinct.values(), known, strict=True)))
+                if there is None and (entry.expires_at is None or entry.expires_at.timestamp() > now)
+            ]
+            stored += len(await repository.put(new))
         seen += len(part)
         if progress:
             progress(seen, file.memories)
@@ -77,7 +78,12 @@ class ExportFile:
     owner alone."""
 
     def __init__(self, path: str | os.PathLike[str], model: ModelIdentity | None) -> None:
-        self._path = Path(path)
+        try:
+            self._path = Path(os.path.realpath(path))  # a link stays, and its target is replaced
+        except ValueError as error:
+            raise DocumentError(f"{path!r} can't be written: it is no name for a file: {error}") from error
+        if self._path.exists() and not self._path.is_file():
+            raise DocumentError(f"{self._path} can't be written: it is not a regular file")
         self._model = model
         self._file: IO[str] | None = None
 

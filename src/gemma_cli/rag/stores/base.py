@@ -134,7 +134,8 @@ class Store(Protocol):
 
     def touch(self, ids: Sequence[str], now: float) -> None:
         """Counts one access for each id; an id named twice counts twice. Written behind: nobody waits for it, `get`,
-        `page`, `deserving`, `promote` and `put` see it, and `close` makes sure of it. A failure is logged."""
+        `page`, `deserving`, `promote` and `put` see it (unless another process holds the store's lock for long), and
+        `close` makes sure of it. A failure is logged."""
 
     async def sweep(self, now: float) -> int:
         """Removes what has expired for good and says how many."""

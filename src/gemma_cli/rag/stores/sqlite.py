@@ -54,12 +54,12 @@ class SqliteStore(SqliteEngine):
         await self._write_with(now, lambda scope: sqlite_write.put(scope, encoded, entries, rules, replaces))
 
     async def get(self, ids: Sequence[str], now: float) -> list[MemoryEntry | None]:
-        return await self._read_with(lambda reader: reader.get(ids, now))
+        return await self._read_with(lambda reader: reader.get(ids, now), counted=True)
 
     async def page(
         self, wanted: Filter, now: float, *, limit: int, after: tuple[float, str] | None = None
     ) -> list[MemoryEntry]:
-        return await self._read_with(lambda reader: reader.page(wanted, now, limit, after))
+        return await self._read_with(lambda reader: reader.page(wanted, now, limit, after), counted=True)
 
     async def search(self, question: Question, now: float) -> list[MemoryEntry]:
         return await self._ask(question, now)
@@ -81,7 +81,7 @@ class SqliteStore(SqliteEngine):
             candidates = sqlite_eviction.deserving(reader.db, reader.ns, tier, rules, now)
             return [entry_at(reader.db, candidate.row) for candidate in candidates]
 
-        return await self._read_with(find)
+        return await self._read_with(find, counted=True)
 
     def touch(self, ids: Sequence[str], now: float) -> None:
         self._behind("touch_lost", now, lambda scope: sqlite_write.touch(scope, ids))

@@ -7,6 +7,7 @@ connection and one thread for both.
 
 import asyncio
 import logging
+import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -38,6 +39,8 @@ T = TypeVar("T")
 WRITES_TOGETHER: Final = 256
 READS_TOGETHER: Final = 32
 MOST_WAITING: Final = 100_000
+COUNTS_WAIT: Final = 0.25
+"""Seconds that a read waits for access counts that are still to be written."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -103,7 +106,15 @@ class SqliteEngine:
     def _worker(
         self, handler: Callable[[list[Any]], list[Any]], name: str, together: int
     ) -> CombiningWorker[_Search | _Read | _Write, Any]:
-        return CombiningWorker(handler, name=f"gemma-rag-{name}", max_batch=together, max_waiting=MOST_WAITING)
+        method = weakref.WeakMethod(handler)  # so that a store which nobody holds can be collected and end its threads
+
+        def serve(items: list[Any]) -> list[Any]:
+            alive = method()
+            if alive is None:
+                raise BackendStateError("the store is gone; it was dropped without close()")
+            return alive(items)
+
+        return CombiningWorker(serve, name=f"gemma-rag-{name}", max_batch=together, max_waiting=MOST_WAITING)
 
     def _open(self) -> _Session:
         opened: list[apsw.Connection] = []
@@ -265,10 +276,13 @@ class SqliteEngine:
         result: T = await self._writes.submit(_Write(work, now))
         return result
 
-    async def _read_with(self, work: Callable[[Reader], T]) -> T:
+    async def _read_with(self, work: Callable[[Reader], T], *, counted: bool = False) -> T:
+        """`counted`: what is read shows access counts, so those on their way are waited for; not for long, for another
+        process may hold the lock, and not those of another event loop, which may have ended."""
         self._session()
-        if self._touched is not None and not self._touched.done():
-            await asyncio.wait([self._touched])
+        touched = self._touched
+        if counted and touched is not None and touched.get_loop() is asyncio.get_running_loop() and not touched.done():
+            await asyncio.wait([touched], timeout=COUNTS_WAIT)
         result: T = await self._reads.submit(_Read(work))
         return result
 
@@ -278,16 +292,17 @@ class SqliteEngine:
         return found
 
     def _behind(self, event: str, now: float, work: Callable[[Scope], None]) -> None:
-        """A write that nobody waits for, but the next `_read_with`; `event` is logged if it fails."""
+        """A write that nobody waits for, but a `counted` read; `event` is logged if it fails."""
+        where = self._where
 
         def report(written: asyncio.Future[Any]) -> None:
             if not written.cancelled() and (error := written.exception()) is not None:
-                logger.warning(event, extra={"path": self._where, "reason": str(error)})
+                logger.warning(event, extra={"path": where, "reason": str(error)})
 
         self._session()
         try:
             self._touched = self._writes.put(_Write(work, now))
         except QueueFullError as error:  # an answer must not fail for want of its own footnote
-            logger.warning(event, extra={"path": self._where, "reason": str(error)})
+            logger.warning(event, extra={"path": where, "reason": str(error)})
         else:
             self._touched.add_done_callback(report)

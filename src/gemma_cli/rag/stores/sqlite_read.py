@@ -32,6 +32,9 @@ CONSISTENT: Final = {
 }
 """What SQLite can't know: each must count 0."""
 
+BACK_IN_TIME: Final = 1.0
+"""Seconds by which the clock must have been put back before the index is loaded anew."""
+
 LIVE: Final = "ns = ?1 AND (expires IS NULL OR expires > ?2)"
 
 
@@ -43,6 +46,7 @@ class Reader:
         self.ns = ns
         self._generation = generation
         self._index: MemoryIndex | None = None
+        self._latest = 0.0
 
     @property
     def index_bytes(self) -> int:
@@ -72,6 +76,9 @@ class Reader:
 
     def search(self, questions: Sequence[Question], now: float) -> list[list[MemoryEntry]]:
         """The answers to several questions, from one state of the store and one pass over the vectors."""
+        if now < self._latest - BACK_IN_TIME:
+            self._index = None  # it has dropped what had expired by then, and is there again by this clock
+        self._latest = now
         index = self._caught_up()
         if index is None:
             return [[] for _ in questions]

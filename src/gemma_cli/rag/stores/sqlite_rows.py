@@ -35,6 +35,8 @@ Row = tuple[Any, ...]
 
 def encode(entries: Sequence[MemoryEntry]) -> list[tuple[MemoryTier, Row, bytes]]:
     """Tier, row (what `INSERT` takes after its first three values) and vector of each entry."""
+    if not entries:
+        return []
     vectors = np.stack([vector_of(entry) for entry in entries])
     quantised = quantize(vectors)
     scales, errors = quantised.scales.tolist(), quantised.errors.tolist()
