@@ -27,7 +27,7 @@ def circumstances(packages: Iterable[str] = ()) -> dict[str, Any]:
         "python": platform.python_version(),
         "packages": {name: _version(name) for name in dict.fromkeys((*USUAL_PACKAGES, *packages))},
         "commit": _git("rev-parse", "HEAD"),
-        "dirty": bool(_git("status", "--porcelain", "--untracked-files=no")),
+        "dirty": bool(_git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!benchmarks/results")),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
     }
 
