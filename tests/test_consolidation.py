@@ -313,3 +313,16 @@ async def test_background_tasks_can_be_switched_off(clock):
             for _ in range(30):
                 await asyncio.sleep(0.001)
         assert await where(backend) == {"gem": "working"}
+
+
+async def test_the_background_ends_with_its_backend(backend):
+    """A task whose backend was closed notes that once and ends; it does not go on failing."""
+    consolidator = MemoryConsolidator(backend)
+    await consolidator.start_background_task(0.01)
+    await backend.close()
+    [task] = [task for task in asyncio.all_tasks() if task.get_name() == "gemma-rag-consolidation"]
+    await asyncio.wait_for(task, 10)
+    assert not consolidator.get_stats()["running"]
+    assert consolidator.get_stats()["errors"] == 1
+    assert "not open" in consolidator.get_stats()["last_error"]
+    await consolidator.stop_background_task()

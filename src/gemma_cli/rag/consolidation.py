@@ -12,6 +12,7 @@ from typing import Any, Final, Self
 
 from gemma_cli.rag import validation as check
 from gemma_cli.rag.duplicates import NEAR_DUPLICATE
+from gemma_cli.rag.errors import BackendStateError
 from gemma_cli.rag.memory import (
     DEFAULT_DECAY,
     DEFAULT_PROMOTION_THRESHOLD,
@@ -178,6 +179,9 @@ class MemoryConsolidator:
                 await asyncio.wait([run])
                 self._note(run.exception())
                 raise
+            except BackendStateError as error:  # the backend was closed: no later run can fare better
+                self._note(error)
+                return
             except Exception as error:  # one failed run must not end all later ones; get_stats and the log tell of it
                 self._note(error)
 
