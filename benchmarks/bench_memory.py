@@ -23,7 +23,7 @@ from typing import Any
 
 import apsw
 import numpy as np
-from circumstances import circumstances
+from circumstances import save
 from numpy.typing import NDArray
 
 from gemma_cli.rag import MemoryConsolidator, MemoryEntry, MemoryTier, PythonRAGBackend, load_settings
@@ -319,11 +319,7 @@ def main() -> None:
         asyncio.run(with_model(given.with_model, given.rounds))
     else:
         figures = asyncio.run(run(given.entries, given.rounds, not given.no_model))
-        packages = ("apsw", "numkong", "openvino", "sqlite-vec")
-        RESULT.parent.mkdir(exist_ok=True)
-        RESULT.write_text(json.dumps({"circumstances": circumstances(packages), "figures": figures}, indent=2) + "\n")
-        print(json.dumps(figures, indent=2))
-        print(f"saved to {RESULT}")
+        save(RESULT, figures, ("apsw", "numkong", "openvino", "sqlite-vec"))
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ measured. Medians; what is compared runs interleaved. Writes `benchmarks/results
 import argparse
 import asyncio
 import gc
-import json
 import random
 import statistics
 import time
@@ -18,7 +17,7 @@ from typing import Any
 
 from bench_memory import settings, spread, timed
 from bench_promotion import Words
-from circumstances import circumstances
+from circumstances import save
 
 from gemma_cli.rag import PerformanceMonitor, PythonRAGBackend, create_embedder
 from gemma_cli.rag.monitoring import WINDOW
@@ -158,16 +157,8 @@ def main() -> None:
     given = parser.parse_args()
     start = time.perf_counter()
     figures = asyncio.run(run(given.rounds, not given.no_model))
-    report = {
-        "benchmark": "monitoring",
-        "circumstances": circumstances(("openvino", "apsw")),
-        "seconds": round(time.perf_counter() - start, 1),
-        "figures": figures,
-    }
-    given.out.parent.mkdir(parents=True, exist_ok=True)
-    given.out.write_text(json.dumps(report, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-    print(json.dumps(figures, indent=2))
-    print(f"saved to {given.out}")
+    seconds = round(time.perf_counter() - start, 1)
+    save(given.out, figures, ("openvino", "apsw"), benchmark="monitoring", seconds=seconds)
 
 
 if __name__ == "__main__":

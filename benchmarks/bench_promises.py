@@ -7,7 +7,6 @@ torch, where it is installed. Writes `benchmarks/results/promises.json`.
 import argparse
 import asyncio
 import functools
-import json
 import statistics
 import tempfile
 import time
@@ -15,7 +14,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
-from circumstances import circumstances
+from circumstances import save
 
 from gemma_cli.rag import (
     BatchEmbedder,
@@ -206,11 +205,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=RESULT)
     given = parser.parse_args()
     figures = asyncio.run(run(given.rounds))
-    packages = ("openvino", "apsw", "numkong", "sentence-transformers", "torch")
-    given.out.parent.mkdir(exist_ok=True)
-    given.out.write_text(json.dumps({"circumstances": circumstances(packages), "figures": figures}, indent=2) + "\n")
-    print(json.dumps(figures, indent=2))
-    print(f"saved to {given.out}")
+    save(given.out, figures, ("openvino", "apsw", "numkong", "sentence-transformers", "torch"))
 
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@ traces are made with a fixed seed. Writes `benchmarks/results/queries.json`.
 
 import argparse
 import asyncio
-import json
 import random
 import statistics
 import time
@@ -17,7 +16,7 @@ from typing import Any
 import numpy as np
 from bench_memory import settings, spread
 from bench_promotion import Words
-from circumstances import circumstances
+from circumstances import save
 from numpy.typing import NDArray
 
 from gemma_cli.rag import BatchEmbedder, PythonRAGBackend, QueryOptimizer, create_embedder
@@ -349,16 +348,8 @@ def main() -> None:
     given = parser.parse_args()
     start = time.perf_counter()
     figures = asyncio.run(run(given.rounds, given.queries, given.sessions, not given.no_model))
-    report = {
-        "benchmark": "queries",
-        "circumstances": circumstances(("openvino", "apsw")),
-        "seconds": round(time.perf_counter() - start, 1),
-        "figures": figures,
-    }
-    given.out.parent.mkdir(parents=True, exist_ok=True)
-    given.out.write_text(json.dumps(report, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-    print(json.dumps(figures, indent=2))
-    print(f"saved to {given.out}")
+    seconds = round(time.perf_counter() - start, 1)
+    save(given.out, figures, ("openvino", "apsw"), benchmark="queries", seconds=seconds)
 
 
 if __name__ == "__main__":

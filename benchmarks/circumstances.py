@@ -1,9 +1,10 @@
 """What a measurement was made on and with; every benchmark saves it beside its numbers."""
 
+import json
 import os
 import platform
 import subprocess
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -30,6 +31,15 @@ def circumstances(packages: Iterable[str] = ()) -> dict[str, Any]:
         "dirty": bool(_git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!benchmarks/results")),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
     }
+
+
+def save(path: Path, figures: Mapping[str, Any], packages: Iterable[str] = (), **facts: Any) -> None:
+    """Writes figures, their circumstances and further facts as JSON, prints the figures, and says where they are."""
+    report = {**facts, "circumstances": circumstances(packages), "figures": figures}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(report, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    print(json.dumps(figures, indent=2))
+    print(f"saved to {path}")
 
 
 def _cpu() -> str:

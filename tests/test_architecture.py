@@ -17,7 +17,8 @@ LONGEST_FILE = 400
 
 LAYERS = (
     # Facts, checks and arithmetic: no store, no model.
-    "_version errors validation memory words actors quantize combining offload documents settings settings_schema",
+    "_version errors validation memory words actors quantize documents settings settings_schema",
+    "combining offload periodic replacing",
     # The parts that the policy is written over; each knows the foundations and its neighbours here.
     "embedders stores ranking index blocks postings readers readers_rich chunking",
     # What stands between a caller and those parts.

@@ -10,7 +10,6 @@ import pytest
 from memory_places import WordEmbedder, settings_with
 
 from gemma_cli.rag import DocumentError, DocumentNotFoundError, PythonRAGBackend
-from gemma_cli.rag import transfer as module
 
 pytestmark = pytest.mark.anyio
 
@@ -57,11 +56,11 @@ async def test_a_failed_export_leaves_the_old_file(backend, tmp_path, monkeypatc
     path = tmp_path / "all.jsonl"
     path.write_text("the export of yesterday")
 
-    def broken(self, entries):
+    def broken(handle):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(module.ExportFile, "write", broken)
-    with pytest.raises(OSError, match="No space left"):
+    monkeypatch.setattr("gemma_cli.rag.replacing.os.fsync", broken)  # where the system says so, after the writes
+    with pytest.raises(DocumentError, match=r"can't be written.*No space left"):
         await backend.export_memories(path)
     assert path.read_text() == "the export of yesterday"
     assert list(tmp_path.iterdir()) == [path]

@@ -1,12 +1,9 @@
 """`gemma-rag tune`: measures which values of `[embedding]` are the quickest here, and writes them if told to."""
 
 import asyncio
-import contextlib
 import json
 import os
 import re
-import shutil
-import tempfile
 import time
 import tomllib
 from collections.abc import Mapping, Sequence
@@ -22,6 +19,7 @@ from rich.text import Text
 from gemma_cli.commands.demo import HANDBOOK, QUESTIONS, shipped
 from gemma_cli.commands.output import err, out, print_json, progress_bar
 from gemma_cli.rag import BatchEmbedder, EmbeddingOptions, InvalidInputError, Settings, SettingsError, create_embedder
+from gemma_cli.rag.replacing import replaced_file
 from gemma_cli.rag.settings import EmbeddingSettings, user_config_file
 from gemma_cli.rag.tuning import Sample, Trial, Tuner, Tuning, knobs, usable_cores
 
@@ -258,17 +256,7 @@ def write_values(path: Path, values: Mapping[str, Any]) -> None:
             raise PermissionError(f"{target} is read-only")
         content = edited(target.read_bytes().decode() if there else "", values).encode()
         target.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)  # readable by its owner alone
-        try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            if there:
-                shutil.copymode(target, name)
-            Path(name).replace(target)
-        finally:
-            with contextlib.suppress(FileNotFoundError):  # it has taken the target's place
-                Path(name).unlink()
+        with replaced_file(target, keep_mode=True) as file:
+            file.write(content)
     except (OSError, ValueError) as error:
         raise SettingsError(f"{path}: not changed: {error}; write into [{SECTION}] by hand: {by_hand}") from error

@@ -1,11 +1,12 @@
 """What an application may let run beside its work, as the configuration says: promotion, clean-up, reports."""
 
-import asyncio
 import logging
 from types import TracebackType
 from typing import Self
 
 from gemma_cli.rag.consolidation import MemoryConsolidator
+from gemma_cli.rag.errors import BackendStateError
+from gemma_cli.rag.periodic import Periodic
 from gemma_cli.rag.python_backend import PythonRAGBackend
 
 logger = logging.getLogger("gemma_cli.rag.background")
@@ -23,7 +24,7 @@ class BackgroundTasks:
         self._backend = backend
         self._enabled = memory.enable_background_tasks
         self._interval = memory.cleanup_interval
-        self._cleaner: asyncio.Task[None] | None = None
+        self._cleaner: Periodic | None = None
         self.consolidator = (
             MemoryConsolidator(
                 backend,
@@ -40,7 +41,7 @@ class BackgroundTasks:
             if self.consolidator is not None:
                 await self.consolidator.start_background_task()
             else:
-                self._cleaner = asyncio.create_task(self._clean_for_ever(), name="gemma-rag-cleanup")
+                self._cleaner = Periodic("gemma-rag-cleanup", self._interval, self._backend.cleanup_expired, self._note)
         if self._backend.monitor is not None:
             await self._backend.monitor.start_reporting(self._backend.settings.monitoring.report_interval)
         return self
@@ -51,15 +52,12 @@ class BackgroundTasks:
         if self.consolidator is not None:
             await self.consolidator.stop_background_task()
         if self._cleaner is not None:
-            self._cleaner.cancel()
-            await asyncio.wait([self._cleaner])
+            await self._cleaner.stop()
         if self._backend.monitor is not None:
             await self._backend.monitor.stop_reporting()
 
-    async def _clean_for_ever(self) -> None:
-        while True:
-            await asyncio.sleep(self._interval)
-            try:
-                await self._backend.cleanup_expired()
-            except Exception as error:  # one failed run must not end all later ones; the monitor counts it as well
-                logger.error("cleanup_failed", extra={"reason": f"{type(error).__name__}: {error}"})
+    def _note(self, error: Exception) -> bool:
+        """One failed run must not end all later ones; the monitor counts it as well. After the backend's end none can
+        fare better."""
+        logger.error("cleanup_failed", extra={"reason": f"{type(error).__name__}: {error}"})
+        return not isinstance(error, BackendStateError)

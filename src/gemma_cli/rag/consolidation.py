@@ -21,6 +21,7 @@ from gemma_cli.rag.memory import (
     TierRules,
     parse_tier,
 )
+from gemma_cli.rag.periodic import Periodic
 from gemma_cli.rag.python_backend import PythonRAGBackend
 from gemma_cli.rag.settings_schema import CENTURY
 from gemma_cli.rag.stores.base import Link
@@ -93,7 +94,7 @@ class MemoryConsolidator:
             else check.number("duplicate_similarity", duplicate_similarity, 0.0, 1.0)
         )
         self._monotonic = monotonic
-        self._task: asyncio.Task[None] | None = None
+        self._periodic: Periodic | None = None
         self._runs = 0
         self._seconds = 0.0
         self._moves: Counter[tuple[MemoryTier, MemoryTier]] = Counter()
@@ -159,37 +160,31 @@ class MemoryConsolidator:
         """Runs every `interval` seconds (default: `consolidation_interval`) until stopped. A second start does nothing
         while the task is running."""
         seconds = self._interval if interval is None else _interval("interval", interval)
-        if self._task is None or self._task.done():
-            self._task = asyncio.create_task(self._run_for_ever(seconds), name="gemma-rag-consolidation")
+        if self._periodic is None or not self._periodic.running:
+            self._periodic = Periodic("gemma-rag-consolidation", seconds, self._run_in_background, self._note)
 
     async def stop_background_task(self) -> None:
         """Ends the background task; a run in progress is waited for. Idempotent."""
-        task, self._task = self._task, None
-        if task is not None:
-            task.cancel()
-            await asyncio.wait([task])
+        periodic, self._periodic = self._periodic, None
+        if periodic is not None:
+            await periodic.stop()
 
-    async def _run_for_ever(self, interval: float) -> None:
-        while True:
-            await asyncio.sleep(interval)
-            run = asyncio.ensure_future(self.run_consolidation())
-            try:
-                await asyncio.shield(run)
-            except asyncio.CancelledError:
-                await asyncio.wait([run])
-                self._note(run.exception())
-                raise
-            except BackendStateError as error:  # the backend was closed: no later run can fare better
+    async def _run_in_background(self) -> None:
+        run = asyncio.ensure_future(self.run_consolidation())
+        try:
+            await asyncio.shield(run)
+        except asyncio.CancelledError:
+            await asyncio.wait([run])
+            if isinstance(error := run.exception(), Exception):
                 self._note(error)
-                return
-            except Exception as error:  # one failed run must not end all later ones; get_stats and the log tell of it
-                self._note(error)
+            raise
 
-    def _note(self, error: BaseException | None) -> None:
-        if error is not None:
-            self._errors += 1
-            self._last_error = f"{type(error).__name__}: {error}"
-            logger.error("consolidation_failed", extra={"reason": self._last_error})
+    def _note(self, error: Exception) -> bool:
+        """One failed run must not end all later ones, unless the backend was closed: then none can fare better."""
+        self._errors += 1
+        self._last_error = f"{type(error).__name__}: {error}"
+        logger.error("consolidation_failed", extra={"reason": self._last_error})
+        return not isinstance(error, BackendStateError)
 
     async def __aenter__(self) -> Self:
         await self.start_background_task()
@@ -210,7 +205,7 @@ class MemoryConsolidator:
             "near_duplicates_linked": self._linked,
             "last_consolidation": self._last,
             "avg_consolidation_time_ms": 1e3 * self._seconds / self._runs if self._runs else 0.0,
-            "running": self._task is not None and not self._task.done(),
+            "running": self._periodic is not None and self._periodic.running,
             "promotion_threshold": self._threshold,
             "time_decay_factor": self._decay,
             "errors": self._errors,

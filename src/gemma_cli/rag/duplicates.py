@@ -20,14 +20,14 @@ COMPARED_PER_RUN: Final = 128
 LINKS_PER_MEMORY: Final = 8
 
 
-async def link_near_duplicates(repository: MemoryRepository, similarity: float, limit: int = COMPARED_PER_RUN) -> int:
-    """Compares up to `limit` memories that have not been compared yet with all others, links those that are as similar,
-    and says how many links are new. Needs no model. 0 where the store keeps no links."""
+async def link_near_duplicates(repository: MemoryRepository, similarity: float) -> int:
+    """Compares up to COMPARED_PER_RUN memories that have not been compared yet with all others, links those that are as
+    similar, and says how many links are new. Needs no model. 0 where the store keeps no links."""
     store = repository.store
     if not isinstance(store, Linking):
         return 0
     now = repository.now()
-    fresh = await store.uncompared(now, limit)
+    fresh = await store.uncompared(now, COMPARED_PER_RUN)
     if not fresh:
         return 0
     questions = (

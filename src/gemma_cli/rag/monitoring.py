@@ -1,6 +1,5 @@
 """`PerformanceMonitor`: how long operations take, how often they fail, what they use. Bounded memory."""
 
-import asyncio
 import inspect
 import logging
 import math
@@ -11,12 +10,13 @@ from array import array
 from collections.abc import Awaitable, Callable, Generator, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, Generic, NoReturn, TypeVar
+from typing import Any, Final, Generic, TypeVar
 
 import numpy as np
 
 from gemma_cli.rag import validation as check
 from gemma_cli.rag.errors import InvalidInputError, InvalidTypeError
+from gemma_cli.rag.periodic import Periodic
 
 logger = logging.getLogger("gemma_cli.rag.monitoring")
 
@@ -74,7 +74,7 @@ class PerformanceMonitor:
         self._errors = _Table("errors", most, _Count)
         self._sources: dict[str, Callable[[], Any]] = {}
         self._since = clock()
-        self._reporter: asyncio.Task[None] | None = None
+        self._reporter: Periodic | None = None
 
     def track_operation(self, name: str, seconds: object = None) -> "TrackedOperation":
         """`await track_operation(name, seconds)` records a duration that was measured elsewhere;
@@ -158,25 +158,25 @@ class PerformanceMonitor:
         if not seconds:
             raise InvalidInputError("interval: 0 seconds would leave no time for anything else")
         await self.stop_reporting()
-        self._reporter = asyncio.create_task(self._report_for_ever(seconds, sink or _log_report))
+
+        async def report() -> None:
+            delivered = (sink or _log_report)(await self.get_report())
+            if inspect.isawaitable(delivered):
+                await delivered
+
+        self._reporter = Periodic("gemma-rag-reports", seconds, report, self._report_failed)
 
     async def stop_reporting(self) -> None:
         """Ends the periodic report. Does nothing where there is none."""
         reporter, self._reporter = self._reporter, None
         if reporter is not None:
-            reporter.cancel()
-            await asyncio.wait([reporter])
+            await reporter.stop()
 
-    async def _report_for_ever(self, interval: float, sink: Sink) -> NoReturn:
-        while True:
-            await asyncio.sleep(interval)
-            try:
-                delivered = sink(await self.get_report())
-                if inspect.isawaitable(delivered):
-                    await delivered
-            except Exception:  # the task's boundary: monitoring must neither end the application nor fall silent
-                self.record_error("report")
-                logger.exception("performance_report_failed")
+    def _report_failed(self, error: Exception) -> bool:
+        """Monitoring must neither end the application nor fall silent."""
+        self.record_error("report")
+        logger.error("performance_report_failed", exc_info=error)
+        return True
 
     def _read(self, name: str, read: Callable[[], Any]) -> Any:
         try:

@@ -8,19 +8,19 @@ of memories without a header is read too; their embeddings are then made anew.
 import base64
 import json
 import os
-import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from types import TracebackType
-from typing import IO, Any, Final, Self
+from typing import Any, Final
 
 from gemma_cli.rag.embedders.base import ModelIdentity
 from gemma_cli.rag.errors import DocumentError, DocumentNotFoundError, GemmaRagError, InvalidInputError
 from gemma_cli.rag.intake import Intake
 from gemma_cli.rag.memory import MemoryEntry
 from gemma_cli.rag.offload import in_thread
+from gemma_cli.rag.replacing import replaced_file
 from gemma_cli.rag.repository import MemoryRepository, Progress
 from gemma_cli.rag.stores.base import Filter
 
@@ -36,11 +36,11 @@ async def export_memories(repository: MemoryRepository, path: str | os.PathLike[
     entries = (await repository.all(Filter()))[::-1]
     model = repository.stored_model
     written = 0
-    with ExportFile(path, None if model is None else model.identity) as file:
+    with _export_file(path, None if model is None else model.identity) as write:
         for start in range(0, len(entries), TOGETHER):
             ids = [entry.id for entry in entries[start : start + TOGETHER]]
             full = [entry for entry in await repository.store.get(ids, repository.now()) if entry is not None]
-            await in_thread(file.write, full)
+            await in_thread(write, full)
             written += len(full)
     return written
 
@@ -73,60 +73,40 @@ async def import_memories(
     return stored
 
 
-class ExportFile:
-    """Writes beside the target and takes its place at the end, so that a failure leaves what was there. Readable by its
-    owner alone."""
+Write = Callable[[list[MemoryEntry]], None]
 
-    def __init__(self, path: str | os.PathLike[str], model: ModelIdentity | None) -> None:
-        try:
-            self._path = Path(os.path.realpath(path))  # a link stays, and its target is replaced
-        except ValueError as error:
-            raise DocumentError(f"{path!r} can't be written: it is no name for a file: {error}") from error
-        if self._path.exists() and not self._path.is_file():
-            raise DocumentError(f"{self._path} can't be written: it is not a regular file")
-        self._model = model
-        self._file: IO[str] | None = None
 
-    def __enter__(self) -> Self:
-        try:
-            handle, name = tempfile.mkstemp(prefix=f".{self._path.name}.", dir=self._path.parent)
-        except (OSError, ValueError) as error:  # ValueError: a NUL in the name
-            raise DocumentError(f"{self._path} can't be written: {error}") from error
-        self._temporary = Path(name)
-        self._file = os.fdopen(handle, "w", encoding="utf-8", newline="\n")
-        model = None if self._model is None else self._model.to_dict()
-        self._line({"format": FORMAT, "version": VERSION, "model": model})
-        return self
+@contextmanager
+def _export_file(path: str | os.PathLike[str], model: ModelIdentity | None) -> Iterator[Write]:
+    """A function that adds memories to a file, which takes its place when the block ends well. A link stays, and its
+    target is replaced."""
+    try:
+        target = Path(os.path.realpath(path))
+        if target.exists() and not target.is_file():
+            raise DocumentError(f"{target} can't be written: it is not a regular file")
+        with replaced_file(target) as file:
 
-    def write(self, entries: list[MemoryEntry]) -> None:
-        for entry in entries:
-            data = {name: value for name, value in entry.to_dict().items() if value not in (None, [], {})}
-            if entry.embedding is not None:
-                data["embedding"] = base64.b64encode(entry.embedding.astype("<f4").tobytes()).decode()
-            self._line(data)
+            def write(entries: list[MemoryEntry]) -> None:
+                file.writelines(_line(_exported(entry)) for entry in entries)
 
-    def _line(self, data: dict[str, Any]) -> None:
-        assert self._file is not None
-        try:
-            self._file.write(json.dumps(data, ensure_ascii=False) + "\n")
-        except OSError as error:
-            raise DocumentError(f"{self._path} can't be written: {error}") from error
+            identity = None if model is None else model.to_dict()
+            file.write(_line({"format": FORMAT, "version": VERSION, "model": identity}))
+            yield write
+    except GemmaRagError:
+        raise
+    except (OSError, ValueError) as error:  # ValueError: a name that no file can have
+        raise DocumentError(f"{path!s} can't be written: {error}") from error
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        assert self._file is not None
-        try:
-            with self._file:
-                if kind is None:
-                    self._file.flush()
-                    os.fsync(self._file.fileno())
-            if kind is None:
-                self._temporary.replace(self._path)
-        except OSError as failure:
-            raise DocumentError(f"{self._path} can't be written: {failure}") from failure
-        finally:
-            self._temporary.unlink(missing_ok=True)
+
+def _exported(entry: MemoryEntry) -> dict[str, Any]:
+    data = {name: value for name, value in entry.to_dict().items() if value not in (None, [], {})}
+    if entry.embedding is not None:
+        data["embedding"] = base64.b64encode(entry.embedding.astype("<f4").tobytes()).decode()
+    return data
+
+
+def _line(data: dict[str, Any]) -> bytes:
+    return (json.dumps(data, ensure_ascii=False) + "\n").encode()
 
 
 @dataclass(frozen=True, slots=True)

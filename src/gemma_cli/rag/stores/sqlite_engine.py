@@ -1,8 +1,8 @@
 """The threads and connections of a SQLite store.
 
 The writer's thread takes whatever writes have gathered into one transaction (group commit); the reader's answers
-questions and keeps the index. Each has its own connection, so neither waits for the other. A store in memory has one
-connection and one thread for both.
+questions and keeps the index. Each has its own connection, so neither waits for the other (but a read that shows access
+counts waits a moment for those on their way). A store in memory has one connection and one thread for both.
 """
 
 import asyncio
