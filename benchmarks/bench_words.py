@@ -20,8 +20,9 @@ import numpy as np
 from circumstances import circumstances
 
 from gemma_cli.rag.blocks import Rows
-from gemma_cli.rag.index import TIERS, Changes, MemoryIndex, Question, finish
-from gemma_cli.rag.memory import TIER_POLICIES
+from gemma_cli.rag.candidates import Question, finish
+from gemma_cli.rag.index import Changes, MemoryIndex
+from gemma_cli.rag.memory import TIER_POLICIES, TIERS
 from gemma_cli.rag.quantize import quantize
 from gemma_cli.rag.ranking import BY_WORDS, RECALL, Weights
 from gemma_cli.rag.words import encode_terms, query_terms

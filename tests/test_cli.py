@@ -188,6 +188,25 @@ def test_recall_counts_as_an_access_unless_told_otherwise(store: Path) -> None:
     assert call("get", memory_id, "--json").json()["access_count"] == 1
 
 
+def test_recall_says_why_a_memory_is_not_among_the_answers(store: Path) -> None:
+    """With --why-not it names the stage, the rank and the margin, under the same filters and weights."""
+    first, second = (call("remember", text).stdout.strip() for text in ("a brass lamp", "an iron gate"))
+    verdict = call("recall", "brass", "--limit", "1", "--why-not", second, "--json").json()
+    assert (verdict["stage"], verdict["rank"]) == ("below_cut", 2)
+    assert verdict["margin"] < 0
+    assert "found" in call("recall", "brass", "--why-not", first).stdout
+    assert "min_importance 0.9" in call("recall", "brass", "--min-importance", "0.9", "--why-not", first).stdout
+    assert "no word" in call("recall", "brass", "--weight", "meaning=0", "--why-not", second).stdout
+
+
+def test_recall_takes_weights(store: Path) -> None:
+    """--weight changes what a signal counts for."""
+    call("remember", "a brass lamp", "--importance", "0.1")
+    call("remember", "an iron gate", "--importance", "1")
+    best = call("recall", "brass", "--weight", "importance=9", "--weight", "words=0", "--json").json()[0]
+    assert best["content"] == "an iron gate"
+
+
 def test_recall_explains_itself(store: Path) -> None:
     """With --explain the parts of a score are shown, and add up to it."""
     remember()
@@ -340,6 +359,8 @@ def test_reembed_goes_over_to_another_model(store: Path, monkeypatch: pytest.Mon
         (["recall", "x", "--limit", "many"], ["--limit"]),
         (["recall", "x", "--since", "never"], ["since", "never"]),
         (["recall", "x", "--min-similarity", "7"], ["min_similarity", "7"]),
+        (["recall", "x", "--weight", "loud=1"], ["loud", "meaning"]),
+        (["recall", "x", "--weight", "words"], ["words", "NAME=NUMBER"]),
         (["search", "x", "--min-importance", "-1"], ["min_importance", "-1"]),
         (["list", "--after", NO_SUCH_ID], ["after", NO_SUCH_ID]),
         (["promote", NO_SUCH_ID, "nowhere"], ["tier", "'nowhere'", "semantic"]),

@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from index_scan import BY_MEANING, Memory, Scan, agree, answers, changes, indexed, unit
+from index_scan import Memory, Scan, agree, answers, changes, indexed, unit
 from numpy.typing import NDArray
 
 from gemma_cli.rag import blocks
-from gemma_cli.rag.index import MOST_CANDIDATES, TIERS, MemoryIndex, Question
-from gemma_cli.rag.memory import MemoryTier
-from gemma_cli.rag.ranking import BY_WORDS, RECALL, Weights
+from gemma_cli.rag.candidates import MOST_CANDIDATES, Question
+from gemma_cli.rag.index import MemoryIndex
+from gemma_cli.rag.memory import TIERS, MemoryTier
+from gemma_cli.rag.ranking import BY_MEANING, BY_WORDS, RECALL, Weights
 from gemma_cli.rag.words import facet, query_terms
 
 VOCABULARY = "red green blue cyan pink gold grey teal".split()
@@ -27,7 +28,11 @@ directions = st.one_of(
     st.integers(0, 50).map(lambda seed: unit(np.random.default_rng(seed).standard_normal(5))),
     st.integers(0, 50).map(lambda seed: unit(np.ones(5) + 1e-3 * np.random.default_rng(seed).standard_normal(5))),
 )
-texts = st.lists(st.sampled_from(VOCABULARY), max_size=5).map(" ".join)
+texts = st.builds(
+    lambda words, end: " ".join(words) + end,
+    st.lists(st.sampled_from([*VOCABULARY, "anna"]), max_size=5),
+    st.sampled_from(["", "?"]),
+)
 times = st.integers(0, 4).map(float)
 memories = st.builds(
     Memory,
@@ -39,12 +44,14 @@ memories = st.builds(
     time=times,
     expires=st.sampled_from([math.inf, 1.5, 2.5]),
     tags=st.frozensets(st.sampled_from(["a", "b"])),
+    session=st.sampled_from([None, "one", "two"]),
+    actor=st.sampled_from([None, "Anna", "Bert Red"]),
 )
 questions = st.builds(
     Question,
     vector=st.none() | directions,
     terms=texts.map(query_terms),
-    weights=st.sampled_from([RECALL, BY_WORDS, BY_MEANING, Weights(0.3, 1.6)]),
+    weights=st.sampled_from([RECALL, BY_WORDS, BY_MEANING, Weights(0.3, 1.6, -2.0, 3.0, importance=1.0)]),
     limit=st.sampled_from([1, 3, 10, 1000]),
     tiers=st.just(frozenset(TIERS)) | st.frozensets(st.sampled_from(TIERS), min_size=1),
     facets=st.frozensets(st.sampled_from(["a", "b", "c"]), max_size=2).map(lambda t: tuple(facet("tag", x) for x in t)),
@@ -69,7 +76,7 @@ def test_the_answers_are_those_of_a_plain_scan(
     with patch.object(blocks, "COMPACT_ABOVE", compact_above):
         index, scan = MemoryIndex(5), Scan()
         for number, (added, removed) in enumerate(history):
-            index.apply(changes(number, added, removed, wide=5))
+            index.apply(changes(number, added, removed, wide=5, actors=index.actors))
             for row in removed:
                 scan.memories.pop(row, None)
             scan.memories |= {m.row: m for m in added}
@@ -300,45 +307,49 @@ def test_words_alone_find_only_what_has_one_of_them() -> None:
         assert found_rows(made, replace(question, terms=query_terms("blue cyan"))) == [1, 0]
         assert found_rows(made, replace(question, terms=query_terms("cyan ?!"))) == []
         assert found_rows(made, replace(question, terms=query_terms(""))) == []
-    [[hit]] = answers(indexed(made), [asked_east(vector=None, terms=query_terms("gold"))], 0.0, {})
+    [[hit]] = answers(indexed(made), [asked_east(vector=None, weights=BY_WORDS, terms=query_terms("gold"))], 0.0, {})
     assert hit.cosine is None
-    assert 0 < hit.words == hit.score < 1
+    assert 0 < hit.parts["words"] == hit.score < 1
 
 
 def test_words_and_meaning_add_up() -> None:
     """The score is the cosine plus the words' share, each by its weight, and words can lift a memory over a nearer."""
     made = [Memory(0, along(20)[0], "red"), Memory(1, along(50)[0], "blue"), Memory(2, along(170)[0], "gold")]
     known = {m.row: m for m in made}
-    [hits] = answers(indexed(made), [asked_east(terms=query_terms("blue"))], 0.0, known)
+    weights = replace(BY_MEANING, words=1.0)
+    [hits] = answers(indexed(made), [asked_east(terms=query_terms("blue"), weights=weights)], 0.0, known)
     assert [hit.row for hit in hits] == [1, 0, 2]
     for hit in hits:
-        assert hit.score == hit.cosine + hit.words  # type: ignore[operator]
+        assert hit.score == hit.parts["meaning"] + hit.parts["words"]
+        assert hit.parts["meaning"] == hit.cosine
     [hits] = answers(indexed(made), [asked_east(terms=query_terms("blue"), weights=BY_MEANING)], 0.0, known)
-    assert [(hit.row, hit.words) for hit in hits] == [(0, 0.0), (1, 0.0), (2, 0.0)]
+    assert [(hit.row, set(hit.parts)) for hit in hits] == [(row, {"meaning"}) for row in range(3)]
 
 
 def test_word_scores_never_exceed_one() -> None:
     """Divided by its ceiling, BM25 stays within [0, 1] even for a memory that is nothing but the query."""
     made = [Memory(0, EAST, "red " * 300), Memory(1, EAST, "red blue gold " * 100), Memory(2, EAST, "gold")]
     for words in ("red", "red blue gold", "gold cyan"):
-        [hits] = answers(indexed(made), [asked_east(vector=None, terms=query_terms(words))], 0.0, {})
+        question = asked_east(vector=None, weights=BY_WORDS, terms=query_terms(words))
+        [hits] = answers(indexed(made), [question], 0.0, {})
         assert hits
-        assert all(0 < hit.words <= 1 for hit in hits)
+        assert all(0 < hit.score <= 1 for hit in hits)
 
 
 def test_statistics_come_from_all_tiers_and_only_from_the_living() -> None:
     """A word's weight counts every living memory, whatever tier is asked for, and nothing that is gone."""
     made = [Memory(0, EAST, "red", MemoryTier.WORKING), Memory(1, EAST, "red"), Memory(2, EAST, "blue", expires=5.0)]
     index = indexed(made)
-    question = asked_east(vector=None, terms=query_terms("red blue"), tiers=frozenset([MemoryTier.WORKING]))
+    tiers = frozenset([MemoryTier.WORKING])
+    question = asked_east(vector=None, weights=BY_WORDS, terms=query_terms("red blue"), tiers=tiers)
     for now in (0.0, 5.0):
         [[hit]] = answers(index, [question], now, {})
         [plain] = Scan({m.row: m for m in made}).scores(question, now)
-        assert hit.words == pytest.approx(plain.words, abs=1e-6)
+        assert hit.score == pytest.approx(plain.words, abs=1e-6)
     index.apply(changes(2, [], [1], wide=3))
     [[hit]] = answers(index, [question], 5.0, {})
     [plain] = Scan({0: made[0]}).scores(question, 5.0)
-    assert hit.words == pytest.approx(plain.words, abs=1e-6)
+    assert hit.score == pytest.approx(plain.words, abs=1e-6)
 
 
 def test_an_expired_memory_is_gone_at_the_very_moment() -> None:

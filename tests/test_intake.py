@@ -11,9 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gemma_cli.rag.errors import InvalidInputError, InvalidTypeError
-from gemma_cli.rag.index import TIERS
 from gemma_cli.rag.intake import FIELDS, Intake, question, seconds, unit_vector
-from gemma_cli.rag.memory import MemoryEntry, MemoryTier, TierRules
+from gemma_cli.rag.memory import TIERS, MemoryEntry, MemoryTier, TierRules
 from gemma_cli.rag.ranking import BY_WORDS, RECALL
 from gemma_cli.rag.words import facet, query_terms
 

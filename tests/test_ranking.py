@@ -2,6 +2,7 @@
 
 import math
 from collections import Counter
+from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -13,7 +14,6 @@ from gemma_cli.rag.ranking import (
     BM25_K1,
     BY_WORDS,
     RECALL,
-    Weights,
     bm25_ceiling,
     bm25_terms,
     inverse_document_frequency,
@@ -109,7 +109,7 @@ def test_a_rarer_term_weighs_more_and_none_weighs_less_than_nothing(documents: i
 
 
 def test_the_constants_are_the_documented_ones() -> None:
-    """k1 and b are the design's; a recall weighs meaning and words alike, a search by words only these."""
+    """k1 and b are the design's; a search by words weighs nothing else; importance and recency are off."""
     assert (BM25_K1, BM25_B) == (1.2, 0.3)
-    assert Weights(1.0, 1.0) == RECALL
-    assert Weights(0.0, 1.0, 0.0) == BY_WORDS
+    assert {name: weight for name, weight in asdict(BY_WORDS).items() if weight} == {"words": 1.0}
+    assert (RECALL.importance, RECALL.recency) == (0.0, 0.0)

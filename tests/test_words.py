@@ -258,7 +258,7 @@ def test_every_character_alone_is_harmless() -> None:
 
 def test_terms_are_the_same_for_ever() -> None:
     """Stores hold these numbers: where one changes, `WORDS_VERSION` must be raised so that rows are cut anew."""
-    assert WORDS_VERSION == 1
+    assert WORDS_VERSION == 2
     mixed = "Running cafés don\u2019t stop: x86-64, Straße, 東京タワー, हिन्दी, ไทย"
     assert blake2b(encode_terms(mixed, [facet("tag", "x")]), digest_size=8).hexdigest() == "50c557a2ea1217cd"
 

@@ -34,7 +34,7 @@ async def test_the_score_says_what_the_actor_counted(place: Place, clock: Clock)
     backend = await place.open(clock=clock)
     await backend.store_memories([said("Ben", "likes tea"), said(None, "likes tea"), said("Ana Lopez", "likes tea")])
     hits = await backend.recall_memories("does Lopez like tea", explain=True)
-    assert [hit.explanation.get("actor") for hit in hits] == [pytest.approx(0.2), None, pytest.approx(-0.2)]
+    assert [hit.explanation.get("actor") for hit in hits] == [pytest.approx(0.3), None, pytest.approx(-0.3)]
     for hit in hits:
         assert sum(hit.explanation.values()) == pytest.approx(hit.score)
 

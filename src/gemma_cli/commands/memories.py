@@ -21,7 +21,8 @@ from gemma_cli.commands.options import (
 from gemma_cli.commands.session import ExitCode
 
 if TYPE_CHECKING:
-    from gemma_cli.rag import MemoryEntry, PythonRAGBackend
+    from gemma_cli.rag import MemoryEntry, PythonRAGBackend, WhyNot
+    from gemma_cli.rag.finding import Filters
 
 
 def _found(memories: "list[MemoryEntry]", as_json: bool) -> None:
@@ -105,27 +106,50 @@ def recall(
     session: Session = None,
     touch: Annotated[bool, typer.Option("--touch/--no-touch", help="Count this as an access.")] = True,
     explain: Annotated[bool, typer.Option("--explain", help="Show the parts of each score.")] = False,
+    weight: Annotated[
+        list[str] | None, typer.Option("--weight", help="NAME=NUMBER: what one signal counts for, e.g. recency=0.2.")
+    ] = None,
+    why_not: Annotated[
+        str | None, typer.Option("--why-not", metavar="ID", help="Say why this memory is not among the answers.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Find memories by meaning and by words."""
+    filters: Filters = {
+        "tags": tag,
+        "min_importance": min_importance,
+        "min_similarity": min_similarity,
+        "since": since,
+        "until": until,
+        "actor": actor,
+        "session": session,
+    }
+    weights = None if weight is None else dict(map(_weight, weight))
 
     async def find(backend: "PythonRAGBackend") -> "list[MemoryEntry]":
         return await backend.recall_memories(
-            query,
-            tier,
-            limit,
-            tags=tag,
-            min_importance=min_importance,
-            min_similarity=min_similarity,
-            since=since,
-            until=until,
-            actor=actor,
-            session=session,
-            touch=touch,
-            explain=explain,
+            query, tier, limit, **filters, weights=weights, touch=touch, explain=explain
         )
 
-    _found(context.obj.ask(find), as_json)
+    async def ask_why(backend: "PythonRAGBackend") -> "WhyNot":
+        assert why_not is not None
+        return await backend.why_not(query, why_not, tier, limit, **filters, weights=weights)
+
+    if why_not is None:
+        _found(context.obj.ask(find), as_json)
+    else:
+        from gemma_cli.commands.output import print_verdict
+
+        print_verdict(context.obj.ask(ask_why), as_json=as_json)
+
+
+def _weight(text: str) -> tuple[str, float]:
+    name, separator, number = text.partition("=")
+    try:
+        return name.strip(), float(number)
+    except ValueError:
+        what = "is no number" if separator else "has no ="
+        raise typer.BadParameter(f"{text!r} {what}; write NAME=NUMBER", param_hint="--weight") from None
 
 
 def search(

@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:
-    from gemma_cli.rag import MemoryEntry, Plan
+    from gemma_cli.rag import MemoryEntry, Plan, WhyNot
 
 ID_CHARS: Final = 36
 
@@ -91,6 +91,16 @@ def print_memory(memory: "MemoryEntry", *, as_json: bool) -> None:
         print_json(memory_json(memory))
         return
     print_facts({name: value for name, value in memory_json(memory).items() if value not in (None, [], {})})
+
+
+def print_verdict(verdict: "WhyNot", *, as_json: bool) -> None:
+    """What became of one memory in a recall; parts that are not there are left out."""
+    facts = asdict(verdict) | {"margin": verdict.margin}
+    if as_json:
+        print_json(facts)
+        return
+    facts["explanation"] = " + ".join(f"{name} {value:.3f}" for name, value in verdict.explanation.items())
+    print_facts({name: value for name, value in facts.items() if value not in (None, "")})
 
 
 def print_facts(facts: Mapping[str, Any]) -> None:

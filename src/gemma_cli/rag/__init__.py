@@ -35,6 +35,7 @@ from gemma_cli.rag.python_backend import PythonRAGBackend
 from gemma_cli.rag.queries import Answered, QueryOptimizer
 from gemma_cli.rag.settings import Settings, load_settings
 from gemma_cli.rag.stores.base import Link
+from gemma_cli.rag.why_not import Stage, WhyNot
 
 __all__ = [
     "TIER_POLICIES",
@@ -70,6 +71,7 @@ __all__ = [
     "QueueFullError",
     "Settings",
     "SettingsError",
+    "Stage",
     "StoreBusyError",
     "StoreDamagedError",
     "StoreError",
@@ -78,6 +80,7 @@ __all__ = [
     "StoreVersionError",
     "TierPolicy",
     "TierRules",
+    "WhyNot",
     "__version__",
     "create_embedder",
     "load_settings",

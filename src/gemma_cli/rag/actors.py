@@ -1,6 +1,6 @@
 """Who said something, and whom a question is about."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Final
 
 import numpy as np
@@ -41,12 +41,19 @@ class Actors:
                 self._by_term.setdefault(term, set()).add(number)
         return number
 
-    def named(self, terms: Iterable[int], *, first_person: bool) -> int:
-        """The one actor of whose name a word is among a question's terms, else the user if the question speaks in the
-        first person."""
+    def read(
+        self, terms: NDArray[np.uint64], *, first_person: bool, living: Callable[[int], bool]
+    ) -> tuple[int, NDArray[np.uint64]]:
+        """Whom a question is about, and its terms without actors' names, which memories about them leave out (all of
+        its terms where nothing else would be left). It is about the one actor of whose name it has a word, else about
+        the user if it speaks in the first person. Only actors of whom a memory is `living` count."""
         found: set[int] = set()
-        for term in terms:
-            found |= self._by_term.get(term, set())
+        telling = []
+        for term in terms.tolist():
+            bearers = {number for number in self._by_term.get(term, ()) if living(number)}
+            found |= bearers
+            if not bearers:
+                telling.append(term)
         if not found and first_person:
-            found = {number for name, number in self._numbers.items() if name.casefold() == USER}
-        return found.pop() if len(found) == 1 else NOBODY
+            found = {number for name, number in self._numbers.items() if name.casefold() == USER and living(number)}
+        return found.pop() if len(found) == 1 else NOBODY, np.array(telling, np.uint64) if telling else terms

@@ -1,38 +1,17 @@
 """The verbs about a memory as a whole: counting, cleaning, moving, promoting. `PythonRAGBackend` inherits them."""
 
-import functools
 import os
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Concatenate, ParamSpec, TypeVar
 
 from gemma_cli.rag import duplicates, reembedding, transfer
 from gemma_cli.rag import validation as check
 from gemma_cli.rag._version import __version__
 from gemma_cli.rag.embedders.base import ModelIdentity
-from gemma_cli.rag.intake import Intake
 from gemma_cli.rag.memory import MemoryEntry, MemoryTier, TierRules, parse_tier
-from gemma_cli.rag.monitoring import PerformanceMonitor
-from gemma_cli.rag.repository import MemoryRepository, Progress
+from gemma_cli.rag.repository import Progress
 from gemma_cli.rag.stores.base import Filter, Link, Linking, Verifying
-
-P = ParamSpec("P")
-T = TypeVar("T")
-A = TypeVar("A", bound="Administration")
-
-
-def timed(verb: Callable[Concatenate[A, P], Awaitable[T]]) -> Callable[Concatenate[A, P], Awaitable[T]]:
-    """The verb, with its time and its errors in the backend's monitor."""
-    name = verb.__name__
-
-    @functools.wraps(verb)
-    async def timed_verb(self: A, /, *args: P.args, **kwargs: P.kwargs) -> T:
-        if self.monitor is None:
-            return await verb(self, *args, **kwargs)
-        async with self.monitor.track_operation(name):
-            return await verb(self, *args, **kwargs)
-
-    return timed_verb
+from gemma_cli.rag.verbs import Verbs, timed
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,23 +30,8 @@ class BackendInfo:
     versions: Mapping[str, str]
 
 
-class Administration:
-    """Needs nothing but a repository; whoever inherits it opens and closes that one."""
-
-    namespace: str
-    monitor: PerformanceMonitor | None
-    """Times of every verb; None where monitoring is switched off."""
-    _intake: Intake
-    _repository: MemoryRepository
-
-    @property
-    def rules(self) -> TierRules:
-        """Capacities, lifetimes, decay and the threshold of promotion that hold here."""
-        return self._repository.rules
-
-    def now(self) -> float:
-        """Seconds since the epoch, by this backend's clock."""
-        return self._repository.now()
+class Administration(Verbs):
+    """Needs nothing but a repository."""
 
     @timed
     async def get_memory_stats(self) -> dict[str, int]:

@@ -5,8 +5,8 @@ from copy import copy, deepcopy
 from datetime import datetime
 from typing import Final, Protocol
 
+from gemma_cli.rag.candidates import Question
 from gemma_cli.rag.errors import BackendStateError
-from gemma_cli.rag.index import Question
 from gemma_cli.rag.memory import MemoryEntry
 from gemma_cli.rag.queries import QueryOptimizer
 

@@ -37,6 +37,8 @@ class Rows:
     terms: list[bytes]
     actors: NDArray[np.int32] | None = None
     """Who said it, by `Actors.numbers`; None: not known of any."""
+    sessions: NDArray[np.uint64] | None = None
+    """The session's facet, 0 for none; None: no memory has one. A block does not keep it (`sessions.Sessions` does)."""
 
     def take(self, picked: NDArray[np.intp]) -> "Rows":
         """Those at some positions, in their order."""
@@ -52,6 +54,7 @@ class Rows:
             errors=self.errors[picked],
             terms=[self.terms[i] for i in picked.tolist()],
             actors=None if self.actors is None else self.actors[picked],
+            sessions=None if self.sessions is None else self.sessions[picked],
         )
 
 
@@ -60,6 +63,8 @@ class Block:
 
     def __init__(self, dimension: int) -> None:
         self.dimension = dimension
+        self.version = 0
+        """Grows with every change to which slots there are and which of them live."""
         self._clear(FIRST_CAPACITY)
 
     def _clear(self, capacity: int) -> None:
@@ -108,6 +113,7 @@ class Block:
         self.slot_of.update(zip(new.rows.tolist(), range(start, end), strict=True))
         self.used = end
         self.living += count
+        self.version += 1
         self.words += float(self.lengths[start:end].sum(dtype=np.float64))
         self.next_expiry = min(self.next_expiry, float(new.expires.min()))
 
@@ -127,20 +133,21 @@ class Block:
         if slot is not None:
             self.alive[slot] = False
             self.living -= 1
+            self.version += 1
             self.words -= float(self.lengths[slot])
 
-    def settle(self, now: float) -> None:
-        """Drops what has expired by `now` and sweeps when too many slots are dead."""
+    def settle(self, now: float) -> NDArray[np.intp] | None:
+        """Drops what has expired by `now`, and sweeps when too many slots are dead: then returns the slots that were
+        kept, which are now 0, 1, ..."""
         if now >= self.next_expiry:
             for slot in np.flatnonzero(self.alive[: self.used] & (self.expires[: self.used] <= now)).tolist():
                 self.remove(int(self.rows[slot]))
             left = self.expires[: self.used][self.alive[: self.used]]
             self.next_expiry = float(left.min(initial=np.inf))
         dead = self.used - self.living
-        if dead > COMPACT_ABOVE and dead > self.used // 4:
-            self._compact()
+        return self._compact() if dead > COMPACT_ABOVE and dead > self.used // 4 else None
 
-    def _compact(self) -> None:
+    def _compact(self) -> NDArray[np.intp]:
         keep = np.flatnonzero(self.alive[: self.used])
         living = Rows(
             rows=self.rows[keep],
@@ -155,21 +162,26 @@ class Block:
         )
         self._clear(max(FIRST_CAPACITY, len(keep)))
         self.add(living)
+        return keep
 
     def error_bound(self) -> float:
         """The largest quantisation error of any slot."""
         return float(self.errors[: self.used].max(initial=0.0))
 
-    def products(self, queries: NDArray[np.int8]) -> NDArray[np.float32]:
-        """code · query for each slot and query: shape [queries, used]; whole numbers below 2^24, so exact."""
-        codes = self.codes[: self.used]
+    def products(self, queries: NDArray[np.int8], slots: NDArray[np.intp] | None = None) -> NDArray[np.float32]:
+        """code · query for each query and slot (None: all): whole numbers below 2^24, so exact."""
+        codes = self.codes[: self.used] if slots is None else self.codes[slots]
         if len(queries) < SHARED_SCAN_FROM:
-            out = np.empty((len(queries), self.used), np.float32)
+            out = np.empty((len(queries), len(codes)), np.float32)
             numkong.cdist(queries, codes, metric="dot", out=out)
             return out
         # The queries are packed, not the memories: nothing has to be packed again when a memory comes or goes.
         product = np.asarray(numkong.dots_packed(codes, numkong.dots_pack(queries)))
         return np.ascontiguousarray(product.T, np.float32)
+
+    def has_actor(self, actor: int) -> bool:
+        """Whether a living memory is from this actor."""
+        return bool((self.alive[: self.used] & (self.actors[: self.used] == actor)).any())
 
     def agreement(self, named: int) -> NDArray[np.float32]:
         """For each slot: 1 if it is from the actor `named`, -1 if it is from another, 0 where either is unknown."""
@@ -177,6 +189,13 @@ class Block:
             return np.zeros(self.used, np.float32)
         actors = self.actors[: self.used]
         return np.where(actors == named, np.float32(1), np.where(actors == NOBODY, np.float32(0), np.float32(-1)))
+
+    def having(self, facet: int) -> NDArray[np.bool_]:
+        """For each slot, whether it has a facet."""
+        mask = np.zeros(self.used, np.bool_)
+        for occurrences in self.postings.find(np.array([facet], np.uint64)):
+            mask[occurrences.slots] = True
+        return mask
 
     def living_occurrences(self, terms: NDArray[np.uint64]) -> list[Occurrences]:
         """Where each term occurs, dead slots left out."""

@@ -5,7 +5,7 @@ from typing import Final
 
 import numpy as np
 
-from gemma_cli.rag.index import Question
+from gemma_cli.rag.candidates import Question
 from gemma_cli.rag.ranking import BY_MEANING
 from gemma_cli.rag.repository import MemoryRepository
 from gemma_cli.rag.stores.base import Link, Linking

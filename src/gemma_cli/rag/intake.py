@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from datetime import UTC, datetime
 from typing import Any, Final
 
@@ -11,10 +11,11 @@ from numpy.typing import NDArray
 
 from gemma_cli.rag import validation as check
 from gemma_cli.rag.actors import first_person
+from gemma_cli.rag.candidates import Question
+from gemma_cli.rag.dates import time_spans
 from gemma_cli.rag.errors import InvalidInputError, InvalidTypeError
-from gemma_cli.rag.index import TIERS, Question
-from gemma_cli.rag.memory import MemoryEntry, MemoryTier, TierRules, parse_tier
-from gemma_cli.rag.ranking import Weights
+from gemma_cli.rag.memory import TIERS, MemoryEntry, MemoryTier, TierRules, parse_tier
+from gemma_cli.rag.ranking import RECALL, Weights
 from gemma_cli.rag.words import facet, query_terms
 
 ROUNDING: Final = 1e-6
@@ -24,6 +25,12 @@ DEFAULT_TIER: Final = MemoryTier.SHORT_TERM
 
 MOST_ACCESSES: Final = 2**53
 """Beyond it a count of one more would be lost in a float."""
+
+HEAVIEST: Final = 10.0
+"""A weight that leaves nothing to the other signals; beyond it, float32 would tell memories apart less well."""
+
+NEVER_NEGATIVE: Final = ("meaning", "words")
+"""Signals that make a memory an answer at all."""
 
 FIELDS: Final = (
     "content",
@@ -130,8 +137,10 @@ def question(
     min_similarity: object = None,
     actor: object = None,
     session: object = None,
+    now: float | None = None,
 ) -> Question:
-    """What to look for, still without a vector, from the arguments of `recall_memories`."""
+    """What to look for, still without a vector, from the arguments of `recall_memories`. `now`, in seconds since the
+    epoch, is what "last week" is counted from; None: times in the query mean nothing."""
     facets = [facet("tag", tag) for tag in sorted(check.tags(tags))]
     if actor is not None:
         facets.append(facet("actor", check.label("actor", actor)))
@@ -150,7 +159,24 @@ def question(
         until=math.inf if latest is None else latest,
         min_similarity=None if min_similarity is None else check.number("min_similarity", min_similarity, -1.0, 1.0),
         first_person=first_person(query),
+        spans=() if now is None or not weights.date else time_spans(query, datetime.fromtimestamp(now, UTC)),
     )
+
+
+def weights(given: object) -> Weights:
+    """The weights of a recall, with those changed that a mapping names; None changes none."""
+    if given is None:
+        return RECALL
+    if not isinstance(given, Mapping):
+        raise InvalidTypeError(f"weights: expected a mapping of names to numbers, got {type(given).__name__}")
+    known = [f.name for f in fields(Weights)]
+    changed = {}
+    for name, value in given.items():
+        if name not in known:
+            raise InvalidInputError(f"weights: there is no signal {name!r}; they are {', '.join(known)}")
+        low = 0.0 if name in NEVER_NEGATIVE else -HEAVIEST
+        changed[name] = check.number(f"weights[{name!r}]", value, low, HEAVIEST)
+    return replace(RECALL, **changed)
 
 
 def seconds(name: str, value: object) -> float | None:

@@ -29,6 +29,10 @@ class MemoryTier(StrEnum):
     SEMANTIC = "semantic"
 
 
+TIERS: Final = tuple(MemoryTier)
+"""The order in which tiers are numbered, in the index and in the stores."""
+
+
 def parse_tier(value: object, name: str = "memory_type") -> MemoryTier:
     """The tier that a member or its string names."""
     if not isinstance(value, str):

@@ -14,28 +14,28 @@ from typing import Any, Self
 
 from gemma_cli.rag import intake
 from gemma_cli.rag import validation as check
-from gemma_cli.rag.administration import Administration, timed
+from gemma_cli.rag.administration import Administration
 from gemma_cli.rag.answers import AnswerCache
 from gemma_cli.rag.batching import BatchEmbedder
 from gemma_cli.rag.embedders.base import Embedder
 from gemma_cli.rag.errors import InvalidInputError, InvalidTypeError, StoreBusyError, StoreUnavailableError
-from gemma_cli.rag.index import Question
+from gemma_cli.rag.finding import Finding
 from gemma_cli.rag.ingestion import Ingestion
 from gemma_cli.rag.intake import Intake
 from gemma_cli.rag.memory import MemoryEntry, MemoryTier, parse_tier
 from gemma_cli.rag.monitoring import PerformanceMonitor
-from gemma_cli.rag.ranking import BY_WORDS, RECALL
 from gemma_cli.rag.repository import MemoryRepository, Progress
 from gemma_cli.rag.settings import Settings, load_settings, masked_url
 from gemma_cli.rag.shared_model import SharedModel
 from gemma_cli.rag.stores import create_store
-from gemma_cli.rag.stores.base import KEEP, Filter, Keep, Update
+from gemma_cli.rag.stores.base import KEEP, Keep, Update
 from gemma_cli.rag.vectorizer import Vectorizer
+from gemma_cli.rag.verbs import timed
 
 logger = logging.getLogger("gemma_cli.rag.python_backend")
 
 
-class PythonRAGBackend(Administration):
+class PythonRAGBackend(Finding, Administration):
     """Five tiers of memory in one place, found again by meaning and by words.
 
     redis_host, redis_port, redis_db, pool_size: ask for that Redis server. This version has no store for it yet, and
@@ -238,112 +238,6 @@ class PythonRAGBackend(Administration):
             chunk_overlap=None if overlap < 0 else overlap,
         )
         return await wanted.run(path, self._repository, self._intake, progress)
-
-    # Finding
-
-    @timed
-    async def recall_memories(
-        self,
-        query: str,
-        memory_type: MemoryTier | str | None = None,
-        limit: int = 5,
-        *,
-        tags: Iterable[str] | None = None,
-        min_importance: float = 0.0,
-        since: datetime | str | float | None = None,
-        until: datetime | str | float | None = None,
-        min_similarity: float | None = None,
-        actor: str | None = None,
-        session: str | None = None,
-        touch: bool = True,
-        explain: bool = False,
-    ) -> list[MemoryEntry]:
-        """The memories that answer a query best, by meaning and words together, best first.
-
-        Every filter given must hold: the tier, all of the tags, importance at least, `since` <= when it happened (else
-        when it was stored) <= `until`, cosine at least, actor, session. `touch` counts the recall as an access of each
-        hit; `explain` fills `entry.explanation` with the parts that add up to `entry.score`."""
-        question = intake.question(
-            check.text("query", query),
-            memory_type,
-            limit,
-            RECALL,
-            tags=tags,
-            min_importance=min_importance,
-            since=since,
-            until=until,
-            min_similarity=min_similarity,
-            actor=actor,
-            session=session,
-        )
-        touch, explain = check.flag("touch", touch), check.flag("explain", explain)
-        now = self.now()
-        found = await self._answers.answer(query, question, check.moment("clock", now) if touch else None)
-        if touch and found:
-            self._repository.store.touch([entry.id for entry in found], now)
-        if not explain:
-            for entry in found:
-                entry.explanation = None
-        return found
-
-    async def _search(self, query: str, question: Question) -> list[MemoryEntry]:
-        vectorizer = await self._repository.fitting_vectorizer()
-        question = replace(question, vector=await vectorizer.vector(query))
-        return await self._repository.store.search(question, self.now())
-
-    @timed
-    async def search_memories(
-        self,
-        query: str,
-        memory_type: MemoryTier | str | None = None,
-        min_importance: float = 0.0,
-        limit: int = 20,
-    ) -> list[MemoryEntry]:
-        """The memories that hold words of a query, best first, without the model. Any text is a legal query; one
-        without a word in it finds nothing."""
-        if not isinstance(query, str):
-            raise InvalidTypeError(f"query: expected text, got {type(query).__name__}")
-        question = intake.question(query, memory_type, limit, BY_WORDS, min_importance=min_importance)
-        found = await self._repository.store.search(question, self.now())
-        for entry in found:
-            entry.explanation = None
-        return found
-
-    @timed
-    async def get_memory(self, memory_id: str) -> MemoryEntry | None:
-        """The memory with this id, its embedding included; None if there is none (any more)."""
-        return (await self._repository.store.get([check.label("memory_id", memory_id)], self.now()))[0]
-
-    @timed
-    async def list_memories(
-        self,
-        memory_type: MemoryTier | str | None = None,
-        limit: int = 50,
-        *,
-        after: str | None = None,
-        tags: Iterable[str] | None = None,
-        actor: str | None = None,
-        session: str | None = None,
-        pinned: bool | None = None,
-        min_importance: float = 0.0,
-    ) -> list[MemoryEntry]:
-        """Newest first, without embeddings. `after` is the id of the last memory of the page before."""
-        wanted = Filter(
-            tier=None if memory_type is None else parse_tier(memory_type),
-            tags=frozenset(check.tags(tags)),
-            actor=check.optional_label("actor", actor),
-            session=check.optional_label("session", session),
-            pinned=None if pinned is None else check.flag("pinned", pinned),
-            min_importance=check.importance(min_importance, "min_importance"),
-        )
-        limit = check.whole("limit", limit)
-        position = None
-        if after is not None:
-            last = await self.get_memory(after)
-            if last is None:
-                raise InvalidInputError(f"after: there is no memory {after!r} (any more); begin the listing again")
-            position = (last.created_at.timestamp(), last.id)
-        return await self._repository.store.page(wanted, self.now(), limit=limit, after=position)
 
     # Changing
 

@@ -23,7 +23,7 @@ import numpy as np
 import Stemmer
 from numpy.typing import NDArray
 
-WORDS_VERSION: Final = 1
+WORDS_VERSION: Final = 2
 """Kept in every store; raised whenever a text would give other terms than before, so that old rows are cut anew."""
 
 TERM_DTYPE: Final = np.dtype([("term", "<u8"), ("count", "u1")])
@@ -85,6 +85,9 @@ def _word_term(word: str) -> int:
 _STEMMER: Final = Stemmer.Stemmer("english")
 
 
+_QUESTION_MARKS: Final = ("?", "\uff1f", "\u061f", "\u037e")
+
+
 def facet(kind: str, value: str) -> int:
     """The term of a tag, an actor or a session; never equal to a word's."""
     return _hash(kind, value)
@@ -92,6 +95,10 @@ def facet(kind: str, value: str) -> int:
 
 def _hash(kind: str, text: str) -> int:
     return int.from_bytes(blake2b(f"{kind}\0{text}".encode(), digest_size=8).digest(), "little")
+
+
+ASKS: Final = facet("form", "question")
+"""The facet of a memory that ends with a question mark."""
 
 
 def word_terms(text: str, *, singles: bool = False) -> list[int]:
@@ -102,11 +109,12 @@ def word_terms(text: str, *, singles: bool = False) -> list[int]:
 
 
 def encode_terms(content: str, facets: Iterable[int] = ()) -> bytes:
-    """A memory's terms as packed `TERM_DTYPE` records, words first, then facets."""
+    """A memory's terms as packed `TERM_DTYPE` records, words first, then facets (and `ASKS` where it does)."""
     counts = Counter(word_terms(content, singles=True))
     pack = _RECORD.pack
     records = [pack(term, count if count < 256 else 255) for term, count in counts.items()]
-    records += [pack(term, 0) for term in sorted(set(facets) - counts.keys())]
+    kept = {*facets, ASKS} if content.rstrip().endswith(_QUESTION_MARKS) else set(facets)
+    records += [pack(term, 0) for term in sorted(kept - counts.keys())]
     return b"".join(records)
 
 

@@ -18,8 +18,8 @@ from typing import Any, Final, Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
+from gemma_cli.rag.candidates import Question
 from gemma_cli.rag.embedders.base import ModelIdentity
-from gemma_cli.rag.index import Question
 from gemma_cli.rag.memory import MemoryEntry, MemoryTier, TierRules
 
 

@@ -12,7 +12,7 @@ import apsw
 import numpy as np
 from numpy.typing import NDArray
 
-from gemma_cli.rag.index import Question
+from gemma_cli.rag.candidates import Question
 from gemma_cli.rag.memory import MemoryEntry, MemoryTier, TierRules
 from gemma_cli.rag.stores import (
     sqlite_embeddings,

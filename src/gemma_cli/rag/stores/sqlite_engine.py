@@ -16,9 +16,9 @@ from typing import Any, Final, TypeVar
 
 import apsw
 
+from gemma_cli.rag.candidates import Question
 from gemma_cli.rag.combining import CombiningWorker
 from gemma_cli.rag.errors import BackendStateError, QueueFullError, StoreUnavailableError
-from gemma_cli.rag.index import Question
 from gemma_cli.rag.memory import MemoryEntry
 from gemma_cli.rag.stores import (
     sqlite_reembed,

@@ -8,9 +8,11 @@ import apsw
 import numpy as np
 
 from gemma_cli.rag.blocks import Rows
+from gemma_cli.rag.candidates import Candidates, Hit, Question, finish
 from gemma_cli.rag.errors import ModelMismatchError, StoreDamagedError
-from gemma_cli.rag.index import TIERS, Candidates, Changes, Hit, MemoryIndex, Question, finish
-from gemma_cli.rag.memory import MemoryEntry, MemoryTier
+from gemma_cli.rag.index import Changes, MemoryIndex
+from gemma_cli.rag.memory import TIERS, MemoryEntry, MemoryTier
+from gemma_cli.rag.sessions import session_numbers
 from gemma_cli.rag.stores.base import Filter, StoredModel
 from gemma_cli.rag.stores.sqlite_rows import ENTRY_COLUMNS, TIER_CODE, decode, entry_at, to_model
 
@@ -19,7 +21,7 @@ CHUNK: Final = 8192
 
 SINCE: Final = (
     "SELECT row, importance, coalesce(occurred, created), coalesce(expires, 9e999), scale, error, tier, code, terms, "
-    "actor FROM memories WHERE ns = ? AND sequence > ?"
+    "actor, session FROM memories WHERE ns = ? AND sequence > ?"
 )
 EVERYTHING: Final = SINCE.replace("AND sequence", "AND +sequence")
 """A few changes come by their index; a whole namespace is read in the order of the table."""
@@ -95,30 +97,22 @@ class Reader:
         if blobs is not None:
             ordered = b"".join(blobs[row] for row in candidates.rows.tolist())
             vectors = np.frombuffer(ordered, np.float32).reshape(len(candidates.rows), dimension)
-        return [
-            self._entry(hit, candidates, None if blobs is None else blobs[hit.row])
-            for hit in finish(candidates, vectors)
-        ]
+        return [self._entry(hit, None if blobs is None else blobs[hit.row]) for hit in finish(candidates, vectors)]
 
     def _blobs(self, candidates: Candidates) -> dict[int, bytes] | None:
         """The vectors of the candidates, by row; None where they do not count."""
-        if candidates.question.vector is None or not candidates.question.weights.meaning:
+        if not candidates.question.by_meaning:
             return None
         # One statement for all of them takes a third of the time that one each does.
         rows = json.dumps(candidates.rows.tolist())
         sql = "SELECT row, vector FROM vectors WHERE row IN (SELECT value FROM json_each(?))"
         return dict(self.db.execute(sql, (rows,)))
 
-    def _entry(self, hit: Hit, candidates: Candidates, vector: bytes | None) -> MemoryEntry:
+    def _entry(self, hit: Hit, vector: bytes | None) -> MemoryEntry:
         entry = entry_at(self.db, hit.row, vector)
-        weights = candidates.question.weights
         entry.similarity_score = hit.cosine
         entry.score = hit.score
-        entry.explanation = {"words": weights.words * hit.words}
-        if hit.cosine is not None:
-            entry.explanation["meaning"] = weights.meaning * hit.cosine
-        if hit.actor:
-            entry.explanation["actor"] = weights.actor * hit.actor
+        entry.explanation = dict(hit.parts)
         return entry
 
     def _caught_up(self) -> MemoryIndex | None:
@@ -217,8 +211,8 @@ class Reader:
 def _to_changes(
     rows: list[tuple[Any, ...]], sequence: int, removed: list[int], reset: bool, index: MemoryIndex
 ) -> Changes:
-    numbers, importance, times, expires, scales, errors, tiers, codes, terms, actors = (
-        zip(*rows, strict=True) if rows else ((),) * 10
+    numbers, importance, times, expires, scales, errors, tiers, codes, terms, actors, sessions = (
+        zip(*rows, strict=True) if rows else ((),) * 11
     )
     return Changes(
         sequence=sequence,
@@ -234,6 +228,7 @@ def _to_changes(
             errors=np.array(errors, np.float32),
             terms=list(terms),
             actors=index.actors.numbers(actors),
+            sessions=session_numbers(sessions),
         ),
         tiers=np.array(tiers, np.uint8),
     )

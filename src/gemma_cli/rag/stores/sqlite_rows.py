@@ -10,8 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gemma_cli.rag.embedders.base import ModelIdentity
-from gemma_cli.rag.index import TIERS
-from gemma_cli.rag.memory import MemoryEntry, MemoryTier, standing
+from gemma_cli.rag.memory import TIERS, MemoryEntry, MemoryTier, standing
 from gemma_cli.rag.quantize import quantize
 from gemma_cli.rag.stores.base import StoredModel
 from gemma_cli.rag.words import encode_terms, facet

@@ -10,8 +10,7 @@ from typing import Final
 import apsw
 
 from gemma_cli.rag.errors import CapacityError, InvalidInputError
-from gemma_cli.rag.index import TIERS
-from gemma_cli.rag.memory import FREQUENCY_HALF, FREQUENCY_WEIGHT, MemoryEntry, MemoryTier, TierRules
+from gemma_cli.rag.memory import FREQUENCY_HALF, FREQUENCY_WEIGHT, TIERS, MemoryEntry, MemoryTier, TierRules
 from gemma_cli.rag.stores import sqlite_embeddings
 from gemma_cli.rag.stores import sqlite_eviction as eviction
 from gemma_cli.rag.stores.base import KEEP, Update
