@@ -10,7 +10,7 @@ from functools import partial
 from typing import Final, Self, TypedDict
 
 from gemma_cli.rag import validation as check
-from gemma_cli.rag.batch_engine import Engine, Pace, Request
+from gemma_cli.rag.batch_engine import Engine, Pace, Request, estimated_tokens
 from gemma_cli.rag.combining import CombiningWorker
 from gemma_cli.rag.embedders.base import Embedder, Vectors
 from gemma_cli.rag.errors import BackendStateError, InvalidInputError, InvalidTypeError, QueueFullError
@@ -21,7 +21,8 @@ DEFAULT_MAX_QUEUE: Final = 10_000
 class EmbedderStats(TypedDict):
     """Counts since construction. Each text asked for is one hit (it was in the cache) or one miss; `dedup_hits` are
     the misses that joined a computation under way. `total_embeddings` is what the model computed, in `batch_count`
-    calls. `batch_cost_limit`: characters that a batch holds at most at present (None: no limit pays)."""
+    calls. `batch_token_limit`: tokens that a batch holds at most at present, with a few more for each text (see
+    `TEXT_COST`); None: no limit pays."""
 
     cache_hits: int
     cache_misses: int
@@ -35,7 +36,7 @@ class EmbedderStats(TypedDict):
     avg_time_per_embedding_ms: float
     queue_length: int
     background_processor: bool
-    batch_cost_limit: int | None
+    batch_token_limit: int | None
 
 
 class BatchEmbedder:
@@ -46,7 +47,8 @@ class BatchEmbedder:
         the model's affair, and what to do about it the backend's. `model` is public, for what else the model can do
         (`Identified`, `Tokenizing`).
     batch_size: texts in one call of the model, at most. Fewer go together where that is quicker: texts of like length,
-        and, with `adaptive`, no more characters than the model's measured speed makes worth while (see `Pace`).
+        and, with `adaptive`, no more tokens than the model's measured speed makes worth while (see `Pace`). Tokens are
+        counted by the model's `count_tokens(texts) -> list[int]` where it has one, in its thread, else estimated.
     cache_size: vectors kept, least recently used first out; 0 keeps none.
     queue_timeout: seconds that a lone text waits for company while the background processor is on. 0 is the right
         value nearly always: batches form by themselves while the model is busy.
@@ -113,7 +115,7 @@ class BatchEmbedder:
         asked = [_text(f"texts[{place}]", text) for place, text in enumerate(texts)]
         found = self._engine.cache.get_many(asked)
         missing = [text for text in asked if text not in found]
-        unique = sorted(dict.fromkeys(missing), key=len)
+        unique = sorted(dict.fromkeys(missing), key=estimated_tokens)
         self._engine.cache.deduplicated(len(missing) - len(unique))
         await self._fetch(unique, found)
         return [found[text] for text in asked]
@@ -155,7 +157,7 @@ class BatchEmbedder:
     def get_stats(self) -> EmbedderStats:
         hits, misses, dedup_hits, size = (cache := self._engine.cache).counts()
         computed, batches, seconds = self._engine.totals
-        limit = self._engine.cost_limit
+        limit = self._engine.token_limit
         return EmbedderStats(
             cache_hits=hits,
             cache_misses=misses,
@@ -169,7 +171,7 @@ class BatchEmbedder:
             avg_time_per_embedding_ms=1000 * _ratio(seconds, computed),
             queue_length=self._worker.waiting,
             background_processor=self._background,
-            batch_cost_limit=None if math.isinf(limit) else int(limit),
+            batch_token_limit=None if math.isinf(limit) else int(limit),
         )
 
     # Flights: texts on their way, so that a second caller joins the first
