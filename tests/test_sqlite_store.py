@@ -194,6 +194,60 @@ def test_the_limit_of_waiting_is_the_contract_s():
     assert sqlite_schema.BUSY_MS <= 5_000
 
 
+async def test_a_file_of_the_version_before_is_brought_up_to_date(path, monkeypatch):
+    """Memories written before there were token codes are all there, ask for codes, and can be given some."""
+    with monkeypatch.context() as before:
+        before.setattr(sqlite_schema, "MIGRATIONS", sqlite_schema.MIGRATIONS[:1])
+        ids = await filled(path, 50)
+    with database(path) as db:
+        assert db.pragma("user_version") == 1
+    async with backend_on(path) as one, backend_on(path) as other:
+        assert (await one.get_info()).versions["schema"] == "2"
+        store, now = one._repository.store, one._repository.now()
+        assert [entry.id for entry in await one.all_memories()] == ids[::-1]
+        assert [hit.content for hit in await other.recall_memories("note 7", limit=1)] == ["note 7"]
+        found = await store.untokened(now, 100, 0)
+        assert [memory.passage.text for memory in found] == [f"note {i}" for i in range(50)]
+        await store.put_tokens(found[:20], [b"codes"] * 20)
+        await other.delete_memory(ids[0])
+        assert await store.token_codes(ids[:21], now) == [None, *[b"codes"] * 19, None]
+        await other.verify()
+
+
+async def test_backends_that_bring_a_file_up_to_date_at_once_both_open_it(path, monkeypatch):
+    """Of two that open an older file at the same time, one migrates it and the other finds it done."""
+    with monkeypatch.context() as before:
+        before.setattr(sqlite_schema, "MIGRATIONS", sqlite_schema.MIGRATIONS[:1])
+        await filled(path, 50)
+    backends = [backend_on(path) for _ in range(4)]
+    assert await asyncio.gather(*(backend.initialize() for backend in backends)) == [True] * 4
+    for backend in backends:
+        assert len(await backend.all_memories()) == 50
+        await backend.close()
+
+
+@pytest.mark.parametrize(
+    ("sql", "found"),
+    [
+        ("INSERT INTO tokens VALUES(99, x'00')", "1 token codes without a memory"),
+        ("INSERT INTO tokens VALUES(1, x'00')", "1 memories with a wrong mark"),
+        ("UPDATE memories SET tokened = 1", "3 memories with a wrong mark"),
+        ("DELETE FROM vectors WHERE row = 1", "1 memories without a vector"),
+        ("INSERT INTO vectors VALUES(99, x'00')", "1 vectors without a memory"),
+        ("UPDATE tiers SET count = 7", "1 tiers with a wrong count"),
+    ],
+)
+async def test_verify_finds_what_sqlite_can_t_know(path, sql, found):
+    """Tables that contradict each other are damage, and the error says which."""
+    await filled(path, 3)
+    async with backend_on(path) as backend:
+        await backend.verify()
+        with database(path) as db:
+            db.execute(sql)
+        with pytest.raises(StoreDamagedError, match=found):
+            await backend.verify()
+
+
 # Models
 
 

@@ -59,6 +59,36 @@ class Tokenizing(Protocol):
         """How many tokens each text has, never truncated."""
 
 
+@dataclass(frozen=True, slots=True)
+class Passage:
+    """A text, and what stands before it (oldest first), by which its words are understood."""
+
+    text: str
+    context: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TokenVectors:
+    """The tokens of a passage's text, in order and without special ones: `vectors` float32 [n, dimension], rows of
+    length 1 (the model's last hidden states); `spans` their starts and ends in the text, in characters."""
+
+    vectors: Vectors
+    spans: list[tuple[int, int]]
+
+
+@runtime_checkable
+class TokenEncoding(Protocol):
+    """An embedder that can give a vector for each token, as late interaction needs them."""
+
+    def encode_tokens(self, passages: list[Passage]) -> list[TokenVectors]:
+        """One for each passage, in order. Context that the model's window has no room for is left out, the oldest text
+        first and whole texts only; a text longer than the window is covered to its end in several windows."""
+
+    def encode_with_tokens(self, texts: list[str]) -> tuple[Vectors, list[TokenVectors]]:
+        """What `encode(texts)` gives, and what `encode_tokens` gives for the texts without context, in one pass of the
+        model."""
+
+
 @runtime_checkable
 class CountingTokens(Protocol):
     """An embedder that tells how many tokens it has run through the model."""

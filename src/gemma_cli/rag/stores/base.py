@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gemma_cli.rag.candidates import Question
-from gemma_cli.rag.embedders.base import ModelIdentity
+from gemma_cli.rag.embedders.base import ModelIdentity, Passage
 from gemma_cli.rag.memory import MemoryEntry, MemoryTier, TierRules
 
 
@@ -115,6 +115,9 @@ class Store(Protocol):
 
     async def search(self, question: Question, now: float) -> list[MemoryEntry]:
         """The best memories for a question, best first, embeddings, scores and explanation filled in."""
+
+    async def names(self, terms: NDArray[np.uint64], now: float) -> frozenset[int]:
+        """Those of a question's terms (`words.query_terms`) that are words of the names of actors."""
 
     async def update(self, memory_id: str, change: Update, rules: TierRules, now: float) -> MemoryEntry | None:
         """Changes one memory and returns it as it is then. Taking a pin off starts the tier's TTL anew."""
@@ -220,3 +223,32 @@ class Verifying(Protocol):
 
     async def verify(self) -> None:
         """Reads everything; raises `StoreDamagedError` with the first thing that is wrong."""
+
+
+@dataclass(frozen=True, slots=True)
+class Untokened:
+    """A memory without token codes: the store's number for it, the version of it that was read, what to encode, and who
+    said each of its texts (context first, the memory's own last; None: not known)."""
+
+    row: int
+    version: int
+    passage: Passage
+    actors: tuple[str | None, ...]
+
+
+@runtime_checkable
+class TokenStore(Protocol):
+    """A store that keeps codes of each memory's token vectors (`late_interaction`), by which its answers are ordered
+    more finely. Codes come after their memory; a memory without them is found all the same."""
+
+    async def untokened(self, now: float, limit: int, context: int) -> list[Untokened]:
+        """Memories without codes, or whose content or actor has changed since, oldest first. Each with the contents of
+        up to `context` memories right before it in its session (by when they happened, else were stored; then by
+        row)."""
+
+    async def put_tokens(self, done: Sequence[Untokened], codes: Sequence[bytes]) -> None:
+        """Keeps codes, except of memories that are gone, or have another content, actor or model meanwhile; each of
+        these also ends codes that were kept. `b""` says that there is nothing to encode in a memory."""
+
+    async def token_codes(self, ids: Sequence[str], now: float) -> list[bytes | None]:
+        """The codes of the memories with these ids, in their order; None where there are none."""

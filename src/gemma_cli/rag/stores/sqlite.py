@@ -19,9 +19,10 @@ from gemma_cli.rag.stores import (
     sqlite_eviction,
     sqlite_links,
     sqlite_reembed,
+    sqlite_tokens,
     sqlite_write,
 )
-from gemma_cli.rag.stores.base import Filter, Link, Pending, StoredModel, StoreInfo, Update
+from gemma_cli.rag.stores.base import Filter, Link, Pending, StoredModel, StoreInfo, Untokened, Update
 from gemma_cli.rag.stores.sqlite_engine import SqliteEngine
 from gemma_cli.rag.stores.sqlite_read import Reader
 from gemma_cli.rag.stores.sqlite_rows import encode, entry_at
@@ -60,6 +61,9 @@ class SqliteStore(SqliteEngine):
         self, wanted: Filter, now: float, *, limit: int, after: tuple[float, str] | None = None
     ) -> list[MemoryEntry]:
         return await self._read_with(lambda reader: reader.page(wanted, now, limit, after), counted=True)
+
+    async def names(self, terms: NDArray[np.uint64], now: float) -> frozenset[int]:
+        return await self._read_with(lambda reader: reader.names(terms, now))
 
     async def search(self, question: Question, now: float) -> list[MemoryEntry]:
         return await self._ask(question, now)
@@ -126,6 +130,15 @@ class SqliteStore(SqliteEngine):
 
     async def links(self, memory_id: str | None, now: float, limit: int) -> list[Link]:
         return await self._read_with(lambda reader: sqlite_links.links(reader.db, reader.ns, memory_id, now, limit))
+
+    async def untokened(self, now: float, limit: int, context: int) -> list[Untokened]:
+        return await self._read_with(lambda reader: sqlite_tokens.untokened(reader.db, reader.ns, now, limit, context))
+
+    async def put_tokens(self, done: Sequence[Untokened], codes: Sequence[bytes]) -> None:
+        await self._write_with(0.0, lambda scope: sqlite_tokens.keep(scope, done, codes))
+
+    async def token_codes(self, ids: Sequence[str], now: float) -> list[bytes | None]:
+        return await self._read_with(lambda reader: sqlite_tokens.codes_of(reader.db, reader.ns, ids, now))
 
     async def verify(self) -> None:
         await self._read_with(lambda reader: reader.verify(self._where))

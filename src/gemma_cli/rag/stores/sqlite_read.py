@@ -6,6 +6,7 @@ from typing import Any, Final
 
 import apsw
 import numpy as np
+from numpy.typing import NDArray
 
 from gemma_cli.rag.blocks import Rows
 from gemma_cli.rag.candidates import Candidates, Hit, Question, finish
@@ -29,6 +30,9 @@ EVERYTHING: Final = SINCE.replace("AND sequence", "AND +sequence")
 CONSISTENT: Final = {
     "memories without a vector": "SELECT count(*) FROM memories WHERE row NOT IN (SELECT row FROM vectors)",
     "vectors without a memory": "SELECT count(*) FROM vectors WHERE row NOT IN (SELECT row FROM memories)",
+    "token codes without a memory": "SELECT count(*) FROM tokens WHERE row NOT IN (SELECT row FROM memories)",
+    "memories with a wrong mark for their token codes": "SELECT count(*) FROM memories AS m WHERE tokened != "
+    "EXISTS(SELECT 1 FROM tokens WHERE row = m.row)",
     "tiers with a wrong count": "SELECT count(*) FROM tiers AS t WHERE count != "
     "(SELECT count(*) FROM memories WHERE ns = t.ns AND tier = t.tier)",
 }
@@ -90,6 +94,11 @@ class Reader:
             )
         found = index.candidates(questions, now)
         return [self._answer(candidates, index.dimension) for candidates in found]
+
+    def names(self, terms: NDArray[np.uint64], now: float) -> frozenset[int]:
+        """See `Store.names`."""
+        index = self._caught_up()
+        return frozenset() if index is None else index.names(terms, now)
 
     def _answer(self, candidates: Candidates, dimension: int) -> list[MemoryEntry]:
         blobs = self._blobs(candidates)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from gemma_cli.rag.errors import StoreVersionError
 from gemma_cli.rag.quantize import quantize
-from gemma_cli.rag.stores import sqlite_embeddings
+from gemma_cli.rag.stores import sqlite_embeddings, sqlite_tokens
 from gemma_cli.rag.stores.base import Pending, StoredModel
 from gemma_cli.rag.stores.sqlite_rows import entry_at, terms_of, to_model
 from gemma_cli.rag.stores.sqlite_scope import Scope
@@ -117,6 +117,7 @@ def finish(scope: Scope) -> int | None:
     for start in range(0, len(rows), CHUNK):
         _take_over(scope, rows[start : start + CHUNK], sequence)
     sqlite_embeddings.clear(scope)
+    sqlite_tokens.clear(scope)
     scope.db.execute("DELETE FROM links WHERE ns = ?", (scope.ns,))
     scope.db.execute("UPDATE memories SET compared = 0 WHERE ns = ? AND compared = 1", (scope.ns,))
     # The floor makes every reader load the index anew.

@@ -13,7 +13,7 @@ from gemma_cli.rag.embedders.base import ModelIdentity
 from gemma_cli.rag.memory import TIERS, MemoryEntry, MemoryTier, standing
 from gemma_cli.rag.quantize import quantize
 from gemma_cli.rag.stores.base import StoredModel
-from gemma_cli.rag.words import encode_terms, facet
+from gemma_cli.rag.words import CHUNK, encode_terms, facet
 
 TIER_CODE: Final = {tier: code for code, tier in enumerate(TIERS)}
 
@@ -72,17 +72,19 @@ def vector_of(entry: MemoryEntry) -> NDArray[np.float32]:
 
 
 def terms_of(entry: MemoryEntry) -> bytes:
-    """Content words and the facets that filters go by."""
-    return encode_terms(entry.content, facets(entry.tags, entry.actor, entry.session))
+    """Content words and the facets that filters and the ranking go by."""
+    return encode_terms(entry.content, _facets(entry))
 
 
-def facets(tags: set[str] | frozenset[str], actor: str | None, session: str | None) -> Iterator[int]:
-    for tag in tags:
+def _facets(entry: MemoryEntry) -> Iterator[int]:
+    for tag in entry.tags:
         yield facet("tag", tag)
-    if actor is not None:
-        yield facet("actor", actor)
-    if session is not None:
-        yield facet("session", session)
+    if entry.actor is not None:
+        yield facet("actor", entry.actor)
+    if entry.session is not None:
+        yield facet("session", entry.session)
+    if entry.is_chunk:
+        yield CHUNK
 
 
 def decode(row: Row, vector: bytes | None = None) -> MemoryEntry:

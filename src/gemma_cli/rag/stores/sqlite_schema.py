@@ -34,7 +34,8 @@ CHECKED_BYTES: Final = 32 << 20
 # time does not change, so that by_standing and by_age together find the least relevant without a scan. `sequence`
 # numbers the last change that the index must hear of; `removals` are the changes that left no row behind. `compared`
 # says whether near-duplicates of a memory have been looked for; `links` holds those found, the newer row first.
-# `embeddings` caches vectors of texts, by a digest of the text, oldest row first.
+# `embeddings` caches vectors of texts, by a digest of the text, oldest row first. `tokens` holds the codes of
+# those memories whose `tokened` is 1. Within a session, by_session goes by when things happened.
 MIGRATIONS: Final = (
     """
     CREATE TABLE namespaces(
@@ -83,6 +84,13 @@ MIGRATIONS: Final = (
         ns INTEGER NOT NULL, sequence INTEGER NOT NULL, row INTEGER NOT NULL,
         PRIMARY KEY(ns, sequence, row)
     ) STRICT, WITHOUT ROWID;
+    """,
+    """
+    CREATE TABLE tokens(row INTEGER PRIMARY KEY, codes BLOB NOT NULL) STRICT;
+    ALTER TABLE memories ADD COLUMN tokened INTEGER NOT NULL DEFAULT 0;
+    CREATE INDEX by_untokened ON memories(ns, row) WHERE tokened = 0;
+    DROP INDEX by_session;
+    CREATE INDEX by_session ON memories(ns, session, coalesce(occurred, created)) WHERE session IS NOT NULL;
     """,
 )
 

@@ -11,7 +11,7 @@ import apsw
 
 from gemma_cli.rag.errors import CapacityError, InvalidInputError
 from gemma_cli.rag.memory import FREQUENCY_HALF, FREQUENCY_WEIGHT, TIERS, MemoryEntry, MemoryTier, TierRules
-from gemma_cli.rag.stores import sqlite_embeddings
+from gemma_cli.rag.stores import sqlite_embeddings, sqlite_tokens
 from gemma_cli.rag.stores import sqlite_eviction as eviction
 from gemma_cli.rag.stores.base import KEEP, Update
 from gemma_cli.rag.stores.sqlite_rows import INSERT, TIER_CODE, Row, encode, entry_at
@@ -131,6 +131,7 @@ def remove_rows(scope: Scope, rows: Sequence[int]) -> None:
         texts.append(content)
         scope.db.execute("DELETE FROM vectors WHERE row = ?", (row,))
         scope.db.execute("DELETE FROM next_vectors WHERE row = ?", (row,))
+        scope.db.execute("DELETE FROM tokens WHERE row = ?", (row,))
         unlink(scope, row)
         scope.db.execute("INSERT INTO removals VALUES(?, ?, ?)", (scope.ns, sequence, row))
     for tier, count in removed.items():
@@ -263,6 +264,8 @@ def update(scope: Scope, memory_id: str, change: Update, rules: TierRules) -> Me
         scope.db.execute("UPDATE memories SET compared = 0 WHERE row = ?", (stored,))
         unlink(scope, stored)
         sqlite_embeddings.forget(scope, [old.content])
+    if (new.content, new.actor) != (old.content, old.actor):
+        sqlite_tokens.forget(scope, stored)
     return new
 
 
