@@ -130,6 +130,14 @@ class Scan:
         place = [m.row for m in mates].index(memory.row)
         return [mates[i] for i in (place - 1, place + 1) if 0 <= i < len(mates)]
 
+    def window(self, memory: Memory, living: Sequence[Memory]) -> list[Memory]:
+        """A memory and the living ones up to two steps before and after it in its session."""
+        if memory.session is None:
+            return [memory]
+        mates = sorted((m for m in living if m.session == memory.session), key=lambda m: (m.time, m.row))
+        place = [m.row for m in mates].index(memory.row)
+        return mates[max(place - 2, 0) : place + 3]
+
     def scores(self, question: Question, now: float) -> list[Scored]:
         weights = question.weights
         living = [m for m in self.memories.values() if m.expires > now]
@@ -143,10 +151,21 @@ class Scan:
         containing = {t: sum(t in m.words for m in living) for t in terms}
         idf = {t: math.log(1 + (len(living) - n + 0.5) / (n + 0.5)) for t, n in containing.items()}
 
-        def worded(m: Memory) -> float:
-            norm = 1.2 * (1 - 0.3 + 0.3 * m.words.total() / mean)
-            words = sum(idf[t] * m.words[t] * 2.2 / (m.words[t] + norm) for t in terms)
+        def bm25(counts: Counter[int], relative_length: float) -> float:
+            norm = 1.2 * (1 - 0.3 + 0.3 * relative_length)
+            words = sum(idf[t] * counts[t] * 2.2 / (counts[t] + norm) for t in terms)
             return words / (2.2 * sum(idf.values())) if terms and weights.words else 0.0
+
+        def worded(m: Memory) -> float:
+            return bm25(m.words, m.words.total() / mean)
+
+        windows = {m.row: self.window(m, living) for m in living}
+        sizes = {row: sum(m.words.total() for m in window) for row, window in windows.items()}
+        mean_size = max(sum(sizes.values()) / len(living), 1.0) if living else 1.0
+
+        def windowed(m: Memory) -> float:
+            together = sum((other.words for other in windows[m.row]), Counter())
+            return bm25(together, sizes[m.row] / mean_size)
 
         found = []
         for m in living:
@@ -155,11 +174,13 @@ class Scan:
             if not question.since <= m.time <= question.until or not m.facets.issuperset(question.facets):
                 continue
             beside = self.neighbours(m, living)
+            need = 30 / max(m.words.total(), 30)
             words = worded(m)
             score = weights.words * words + weights.length * math.log1p(m.words.total())
             score += weights.question * m.text.endswith("?") + weights.importance * m.importance
             if beside:
-                score += weights.words_nearby * max(map(worded, beside))
+                score += weights.words_nearby * max(map(worded, beside)) * need
+            score += weights.words_window * windowed(m) * need
             if len(named) == 1 and m.actor is not None:
                 score += weights.actor * (1 if m.actor == named[0] else -1)
             if question.by_meaning:
@@ -169,7 +190,7 @@ class Scan:
                 if question.min_similarity is not None and cosine < question.min_similarity:
                     continue
                 if beside:
-                    score += weights.meaning_nearby * max(near(b, question.vector) for b in beside)
+                    score += weights.meaning_nearby * max(near(b, question.vector) for b in beside) * need
                 found.append(Scored(m.row, cosine, words, weights.meaning * cosine + score))
             elif words > 0:
                 found.append(Scored(m.row, None, words, score))

@@ -23,6 +23,7 @@ VERBS = {
     "store_memory": lambda b: b.store_memory("x"),
     "store_memories": lambda b: b.store_memories([{"content": "x"}]),
     "recall_memories": lambda b: b.recall_memories("x"),
+    "why_not": lambda b: b.why_not("x", "y"),
     "search_memories": lambda b: b.search_memories("x"),
     "get_memory": lambda b: b.get_memory("x"),
     "list_memories": lambda b: b.list_memories(),

@@ -75,7 +75,7 @@ async def test_a_question_that_names_a_time_prefers_what_happened_then(place: Pl
     best = (await backend.recall_memories("which trip was it in 2022", explain=True, touch=False))[0]
     assert best.occurred_at is not None
     assert best.occurred_at.year == 2022
-    assert best.explanation["date"] == pytest.approx(0.4)
+    assert best.explanation["date"] == pytest.approx(0.3)
     for question, weights in (("which trip", None), ("which trip was it in 2022", {"date": 0})):
         hits = await backend.recall_memories(question, explain=True, touch=False, weights=weights)
         assert all("date" not in hit.explanation for hit in hits)

@@ -11,6 +11,9 @@ from gemma_cli.rag.words import tokens, word_terms
 NOBODY: Final = 0
 """The number of a memory without an actor, and of a question that names nobody, or several."""
 
+FIRST_PERSON_SHARE: Final = 0.5
+"""What "I" counts beside a name: who speaks of himself may ask for what he was told as well as for what he said."""
+
 USER: Final = "user"
 """The actor that "I" and "my" in a question stand for: the role of the human in every chat format."""
 
@@ -41,19 +44,16 @@ class Actors:
                 self._by_term.setdefault(term, set()).add(number)
         return number
 
-    def read(
-        self, terms: NDArray[np.uint64], *, first_person: bool, living: Callable[[int], bool]
-    ) -> tuple[int, NDArray[np.uint64]]:
-        """Whom a question is about, and its terms without actors' names, which memories about them leave out (all of
-        its terms where nothing else would be left). It is about the one actor of whose name it has a word, else about
-        the user if it speaks in the first person. Only actors of whom a memory is `living` count."""
-        found: set[int] = set()
-        telling = []
+    def named(self, terms: NDArray[np.uint64], living: Callable[[int], bool]) -> dict[int, set[int]]:
+        """Those of a question's terms that are words of actors' names, and whose; only actors of whom a memory is
+        `living` count."""
+        found = {}
         for term in terms.tolist():
             bearers = {number for number in self._by_term.get(term, ()) if living(number)}
-            found |= bearers
-            if not bearers:
-                telling.append(term)
-        if not found and first_person:
-            found = {number for name, number in self._numbers.items() if name.casefold() == USER and living(number)}
-        return found.pop() if len(found) == 1 else NOBODY, np.array(telling, np.uint64) if telling else terms
+            if bearers:
+                found[term] = bearers
+        return found
+
+    def user(self, living: Callable[[int], bool]) -> set[int]:
+        """The actors whom "I" stands for."""
+        return {number for name, number in self._numbers.items() if name.casefold() == USER and living(number)}

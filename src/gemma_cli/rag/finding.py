@@ -16,6 +16,7 @@ from gemma_cli.rag.ranking import BY_WORDS
 from gemma_cli.rag.stores.base import Filter
 from gemma_cli.rag.verbs import Verbs, timed
 from gemma_cli.rag.why_not import WhyNot
+from gemma_cli.rag.words import without
 
 
 class Filters(TypedDict, total=False):
@@ -92,9 +93,13 @@ class Finding(Verbs):
         return intake.question(query, memory_type, limit, intake.weights(weights), now=now, **filters)
 
     async def _search(self, query: str, question: Question) -> list[MemoryEntry]:
+        """The answer to a question that has no vector yet. The names of those who said things are left out of the text
+        that is embedded: a memory is seldom about the name of who said it, and the actor is a signal of its own."""
+        store, now = self._repository.store, self.now()
         vectorizer = await self._repository.fitting_vectorizer()
-        question = replace(question, vector=await vectorizer.vector(query))
-        return await self._repository.store.search(question, self.now())
+        if question.weights.actor and len(names := await store.names(question.terms, now)):
+            query = without(query, names)
+        return await store.search(replace(question, vector=await vectorizer.vector(query)), now)
 
     @timed
     async def why_not(

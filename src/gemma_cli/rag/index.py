@@ -73,12 +73,21 @@ class MemoryIndex:
             for row in block.slot_of.keys() & leaving:
                 block.remove(row)
 
-    def candidates(self, questions: Sequence[Question], now: float) -> list[Candidates]:
-        """For each question, every memory that may be among its best; one shared pass over the vectors."""
+    def names(self, terms: NDArray[np.uint64], now: float) -> frozenset[int]:
+        """Those of a question's terms that are words of the names of actors with a living memory."""
+        self._settle(now)
+        found = self.actors.named(terms, lambda actor: any(block.has_actor(actor) for block in self._blocks))
+        return frozenset(found)
+
+    def _settle(self, now: float) -> None:
         for tier, block in enumerate(self._blocks):
             kept = block.settle(now)
             if kept is not None:
                 self._sessions.moved(tier, kept)
+
+    def candidates(self, questions: Sequence[Question], now: float) -> list[Candidates]:
+        """For each question, every memory that may be among its best; one shared pass over the vectors."""
+        self._settle(now)
         probes, errors = self._probes(questions)
         return [
             self._select(Signals(self._blocks, self.actors, self._sessions, question, probe, now), question, error)

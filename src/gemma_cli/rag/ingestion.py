@@ -5,20 +5,17 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 from gemma_cli.rag.chunking import Chunk, chunk_document
 from gemma_cli.rag.embedders.base import Tokenizing
 from gemma_cli.rag.errors import CapacityError
 from gemma_cli.rag.intake import Intake
-from gemma_cli.rag.memory import MemoryEntry, MemoryTier
+from gemma_cli.rag.memory import SOURCE_KEY, MemoryEntry, MemoryTier
 from gemma_cli.rag.offload import in_thread
 from gemma_cli.rag.readers import SUPPORTED_SUFFIXES, Document, read_document
 from gemma_cli.rag.repository import MemoryRepository, Progress
 from gemma_cli.rag.stores.base import Filter
-
-SOURCE_KEY: Final = "source"
-"""The metadata key that marks a memory as a chunk: the absolute path of its document."""
 
 
 def documents_in(paths: Iterable[Path]) -> Iterator[Path]:
@@ -78,7 +75,7 @@ class Difference:
 def difference(now: ChunkedDocument, stored: Sequence[MemoryEntry]) -> Difference:
     """Compares chunks by their text; equal texts pair up in the order in which they stand."""
     left: defaultdict[str, list[MemoryEntry]] = defaultdict(list)
-    chunks = [entry for entry in stored if entry.metadata.get(SOURCE_KEY) == now.session]
+    chunks = [entry for entry in stored if entry.is_chunk]
     for entry in sorted(chunks, key=_place, reverse=True):
         left[entry.content].append(entry)
     new: list[Chunk] = []

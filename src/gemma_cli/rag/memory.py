@@ -68,6 +68,9 @@ TIER_POLICIES: Final[Mapping[MemoryTier, TierPolicy]] = MappingProxyType(
 """The policies that hold unless `[memory]` in the configuration says otherwise."""
 
 
+SOURCE_KEY: Final = "source"
+"""The metadata of a document's chunk holds the document's absolute path under this key; it is the session too."""
+
 SECONDS_PER_DAY: Final = 86_400.0
 
 # Relevance = 0.5 importance + 0.3 exp(-decay * age in days) + 0.2 n / (n + 5) for n accesses. The weights are the
@@ -135,6 +138,11 @@ class MemoryEntry:
         self.created_at = check.moment("created_at", self.created_at)
         if self.last_accessed is _UNSET:
             self.last_accessed = self.created_at
+
+    @property
+    def is_chunk(self) -> bool:
+        """Whether this is part of a document that was read."""
+        return self.session is not None and self.metadata.get(SOURCE_KEY) == self.session
 
     @property
     def tier(self) -> MemoryTier:

@@ -10,13 +10,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gemma_cli.rag import ranking
-from gemma_cli.rag.actors import NOBODY, Actors
+from gemma_cli.rag.actors import FIRST_PERSON_SHARE, NOBODY, Actors
 from gemma_cli.rag.blocks import Block
 from gemma_cli.rag.calendar_spans import fit
 from gemma_cli.rag.candidates import Question
 from gemma_cli.rag.memory import TIERS
+from gemma_cli.rag.postings import Occurrences
 from gemma_cli.rag.sessions import Neighbours, Sessions
-from gemma_cli.rag.words import ASKS
+from gemma_cli.rag.words import ASKS, CHUNK
 
 Signal = NDArray[np.float32]
 
@@ -65,15 +66,27 @@ class Signals:
         self._ends = np.cumsum([0] + [block.used for block in blocks]).tolist()
         weights = question.weights
         self._neighbours: Neighbours | None = None
-        if weights.meaning_nearby or weights.words_nearby:
+        if weights.meaning_nearby or weights.words_nearby or weights.words_window:
             self._neighbours = sessions.neighbours(blocks)
-        self._terms, self._named = question.terms, NOBODY
+        self._terms, self._named, self._by_first_person = question.terms, NOBODY, False
         if weights.actor:
-            self._named, self._terms = actors.read(
-                question.terms,
-                first_person=question.first_person,
-                living=lambda actor: any(block.has_actor(actor) for block in blocks),
-            )
+            self._read_names(actors)
+
+    def _read_names(self, actors: Actors) -> None:
+        """Whom the question is about, and its terms without names, which memories about somebody leave out."""
+
+        def living(actor: int) -> bool:
+            return any(block.has_actor(actor) for block in self._blocks)
+
+        names = actors.named(self._terms, living)
+        telling = [term for term in self._terms.tolist() if term not in names]
+        if telling:
+            self._terms = np.array(telling, np.uint64)
+        found = set().union(*names.values())
+        if not found and self._question.first_person:
+            found, self._by_first_person = actors.user(living), True
+        if len(found) == 1:
+            self._named = found.pop()
 
     def all(self) -> Iterator[tuple[str, Signal]]:
         """Each signal but the meaning that has a weight and says something, by the name of its weight."""
@@ -98,10 +111,34 @@ class Signals:
     def words_nearby(self) -> Signal | None:
         return self._nearby(self._worded)
 
+    def words_window(self) -> Signal | None:
+        """BM25 of the window around each memory, as if it were one document."""
+        if self._found is None:
+            return None
+        if self._neighbours is None:  # each memory is a window of its own
+            return self._in_need(self.words())
+        reach = list(self._neighbours.windows())
+        lengths = np.zeros(self._ends[-1] + 1, np.float32)
+        for n, block in enumerate(self._blocks):
+            lengths[self._places(n)] = np.where(block.alive[: block.used], block.lengths[: block.used], 0)
+        lengths = _gathered(lengths, reach)
+        mean_length = max(float(lengths.sum(dtype=np.float64)) / sum(block.living for block in self._blocks), 1.0)
+        scores = np.zeros(self._ends[-1] + 1, np.float32)
+        for t, share in enumerate(self._found.shares):
+            counts = np.zeros(self._ends[-1] + 1, np.float32)
+            for n, occurrences in enumerate(self._found.occurrences):
+                counts[self._places(n)][occurrences[t].slots] = occurrences[t].counts
+            counts = _gathered(counts, reach)
+            hit = np.flatnonzero(counts)
+            scores[hit] += np.float32(share) * ranking.bm25_terms(counts[hit], lengths[hit], mean_length)
+        return self._in_need(self._joined(scores))
+
     def actor(self) -> Signal | None:
         if self._named == NOBODY:
             return None
-        return np.concatenate([self._blocks[n].agreement(self._named) for n in self.asked])
+        agreement = np.concatenate([self._blocks[n].agreement(self._named) for n in self.asked])
+        # A long message speaks of many things, whoever wrote it; a name is meant, an "I" only may be.
+        return agreement * self._need * np.float32(FIRST_PERSON_SHARE) if self._by_first_person else agreement
 
     def date(self) -> Signal | None:
         return fit(self._question.spans, self.column("times")) if self._question.spans else None
@@ -110,7 +147,7 @@ class Signals:
         return ranking.length(self.column("lengths"))
 
     def asks(self) -> Signal:
-        return np.concatenate([self._blocks[n].having(ASKS) for n in self.asked]).astype(np.float32)
+        return self._having(ASKS).astype(np.float32)
 
     def importance(self) -> Signal:
         return self.column("importance").astype(np.float32)
@@ -128,7 +165,18 @@ class Signals:
     def _nearby(self, values: Signal | None) -> Signal | None:
         if values is None or self._neighbours is None:
             return None
-        return np.concatenate([self._neighbours.better(values, self._places(n)) for n in self.asked])
+        return self._in_need(np.concatenate([self._neighbours.better(values, self._places(n)) for n in self.asked]))
+
+    def _in_need(self, values: Signal | None) -> Signal | None:
+        return None if values is None else values * self._need
+
+    @cached_property
+    def _need(self) -> Signal:
+        """How much each memory leans on its neighbours: a part of a document not at all."""
+        return np.where(self._having(CHUNK), np.float32(0), ranking.need(self.column("lengths")))
+
+    def _having(self, facet: int) -> NDArray[np.bool_]:
+        return np.concatenate([self._blocks[n].having(facet) for n in self.asked])
 
     @cached_property
     def _near(self) -> Signal | None:
@@ -147,26 +195,49 @@ class Signals:
         return near
 
     @cached_property
-    def _worded(self) -> Signal | None:
-        """BM25 over its ceiling by place, as `_near`. How rare a term is follows from all tiers."""
+    def _found(self) -> "_Found | None":
+        """Where the question's terms occur. How rare a term is follows from all tiers."""
         documents = sum(block.living for block in self._blocks)
         if not len(self._terms) or not documents or not self._question.weights.words:
             return None
-        found = [block.living_occurrences(self._terms) for block in self._blocks]
-        containing = np.sum([[len(o.slots) for o in occurrences] for occurrences in found], axis=0)
+        occurrences = [block.living_occurrences(self._terms) for block in self._blocks]
+        containing = np.sum([[len(o.slots) for o in of_block] for of_block in occurrences], axis=0)
         idf = ranking.inverse_document_frequency(documents, containing)
         shares = (idf / ranking.bm25_ceiling(idf)).astype(np.float32).tolist()
-        mean_length = max(sum(block.words for block in self._blocks) / documents, 1.0)
+        return _Found(occurrences, shares, max(sum(block.words for block in self._blocks) / documents, 1.0))
+
+    @cached_property
+    def _worded(self) -> Signal | None:
+        """BM25 over its ceiling by place, as `_near`."""
+        if self._found is None:
+            return None
         scores = np.zeros(self._ends[-1] + 1, np.float32)
         scores[-1] = ABSENT
-        wanted = range(len(self._blocks)) if self._neighbours is not None else self.asked
-        for n in wanted:
+        for n in range(len(self._blocks)) if self._neighbours is not None else self.asked:
             block, mine = self._blocks[n], scores[self._places(n)]
-            for share, term in zip(shares, found[n], strict=True):
+            for share, term in zip(self._found.shares, self._found.occurrences[n], strict=True):
                 if len(term.slots):
-                    points = ranking.bm25_terms(term.counts, block.lengths[term.slots], mean_length)
+                    points = ranking.bm25_terms(term.counts, block.lengths[term.slots], self._found.mean_length)
                     mine[term.slots] += np.float32(share) * points
         return scores
+
+
+def _gathered(values: Signal, reach: list[NDArray[np.int32]]) -> Signal:
+    """For each place the sum of the values within its reach."""
+    total = values[reach[0]]
+    for places in reach[1:]:
+        total += values[places]
+    return total
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """The occurrences of each term in each block, what each term adds to a share of BM25's ceiling, and how many words
+    a memory has on average."""
+
+    occurrences: list[list[Occurrences]]
+    shares: list[float]
+    mean_length: float
 
 
 _SIGNALS: Final[Mapping[str, Callable[[Signals], Signal | None]]] = MappingProxyType(
@@ -174,6 +245,7 @@ _SIGNALS: Final[Mapping[str, Callable[[Signals], Signal | None]]] = MappingProxy
         "words": Signals.words,
         "meaning_nearby": Signals.meaning_nearby,
         "words_nearby": Signals.words_nearby,
+        "words_window": Signals.words_window,
         "actor": Signals.actor,
         "date": Signals.date,
         "length": Signals.length,

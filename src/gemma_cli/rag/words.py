@@ -14,7 +14,7 @@ import re
 import struct
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from functools import lru_cache
 from hashlib import blake2b
 from typing import Final
@@ -100,6 +100,9 @@ def _hash(kind: str, text: str) -> int:
 ASKS: Final = facet("form", "question")
 """The facet of a memory that ends with a question mark."""
 
+CHUNK: Final = facet("form", "chunk")
+"""The facet of a part of a document that was read."""
+
 
 def word_terms(text: str, *, singles: bool = False) -> list[int]:
     """The terms of a text's words (`tokens`), in order, repeated as they repeat."""
@@ -121,3 +124,9 @@ def encode_terms(content: str, facets: Iterable[int] = ()) -> bytes:
 def query_terms(query: str) -> NDArray[np.uint64]:
     """The distinct terms that a query is looked up by, in the order in which they first occur."""
     return np.array(list(dict.fromkeys(word_terms(query))), np.uint64)
+
+
+def without(text: str, terms: Collection[int]) -> str:
+    """A text less those of its words that have one of the terms; all of it where nothing would be left."""
+    kept = " ".join(word for word in text.split() if not set(word_terms(word)).intersection(terms))
+    return kept if word_terms(kept) else text
