@@ -18,13 +18,15 @@ LONGEST_FILE = 400
 LAYERS = (
     # Facts, checks and arithmetic: no store, no model.
     "_version errors validation memory words actors calendar_spans dates quantize documents settings settings_schema",
-    "combining offload periodic replacing",
+    "combining lru_cache offload periodic replacing",
     # The parts that the policy is written over; each knows the foundations and its neighbours here.
-    "embedders stores ranking index blocks postings sessions signals candidates readers readers_rich chunking",
+    "embedders stores index blocks postings sessions signals candidates ranking late_interaction",
+    "readers readers_rich chunking",
     # What stands between a caller and those parts.
     "batch_engine batching queries similar prefetching monitoring",
     # The backend and the pieces it is put together from.
-    "answers shared_model vectorizer repository intake duplicates packing why_not reembedding transfer ingestion",
+    "answers shared_model vectorizer repository intake duplicates packing why_not token_index",
+    "reembedding transfer ingestion",
     "verbs",
     "administration finding",
     "python_backend",

@@ -20,9 +20,9 @@ from gemma_cli.rag.batch_engine import (
     SHORT,
     TEXT_COST,
     Engine,
+    LruCache,
     Pace,
     Request,
-    VectorCache,
     estimated_tokens,
 )
 from gemma_cli.rag.batching import BatchEmbedder
@@ -150,7 +150,7 @@ async def test_the_cache_drops_what_was_used_least_recently() -> None:
 @given(st.integers(0, 4), st.lists(st.tuples(st.booleans(), st.sampled_from("abcdef")), max_size=60))
 def test_the_cache_is_a_real_lru(capacity: int, steps: list[tuple[bool, str]]) -> None:
     """Any order of gets and puts leaves the contents that a textbook LRU would have, within its capacity."""
-    cache = VectorCache(capacity)
+    cache = LruCache(capacity)
     textbook: OrderedDict[str, float] = OrderedDict()
     for number, (put, key) in enumerate(steps):
         if put:
@@ -164,7 +164,7 @@ def test_the_cache_is_a_real_lru(capacity: int, steps: list[tuple[bool, str]]) -
             assert (None if found is None else found[0]) == textbook.get(key)
             if key in textbook:
                 textbook.move_to_end(key)
-        assert list(cache.vectors) == list(textbook)
+        assert list(cache.values) == list(textbook)
 
 
 async def test_cache_size_0_keeps_nothing_but_still_computes_once_at_a_time() -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import onnx
 from onnx import TensorProto, helper
 
-from gemma_cli.rag.embedders.onnx_engine import GRAPH, GRAPH_EPSILON, GRAPH_SHAPE
+from gemma_cli.rag.embedders.onnx_engine import GRAPH, GRAPH_EPSILON, GRAPH_SHAPE, STATES, VECTORS
 
 WORDS, POSITIONS, WIDE = 30_522, 512, 1_536
 TARGET = Path(__file__).parents[1] / "src/gemma_cli/rag/embedders/data" / GRAPH
@@ -39,12 +39,12 @@ class GraphMaker:
         """An operator of onnxruntime's own, which does in one step what standard ONNX spreads over many."""
         return self.add(kind, inputs, output, "com.microsoft", **attributes)
 
-    def skip_norm(self, x: str, skip: str, layer: str, part: str, width: int) -> str:
+    def skip_norm(self, x: str, skip: str, layer: str, part: str, width: int, output: str | None = None) -> str:
         gamma = self.weight(f"{layer}.{part}_norm.weight", width)
         beta = self.weight(f"{layer}.{part}_norm.bias", width)
         bias = self.weight(f"{layer}.{part}.bias", width)
         inputs = [x, skip, gamma, beta, bias]
-        return self.add_ort("SkipLayerNormalization", inputs, f"{layer}.{part}.normed", epsilon=GRAPH_EPSILON)
+        return self.add_ort("SkipLayerNormalization", inputs, output or f"{layer}.{part}.normed", epsilon=GRAPH_EPSILON)
 
 
 def make() -> onnx.ModelProto:
@@ -71,14 +71,14 @@ def make() -> onnx.ModelProto:
         wide = maker.add("MatMul", [x, maker.weight(f"{name}.intermediate.weight", width, WIDE)], f"{name}.wide")
         wide = maker.add_ort("BiasGelu", [wide, maker.weight(f"{name}.intermediate.bias", WIDE)], f"{name}.gelu")
         narrow = maker.add("MatMul", [wide, maker.weight(f"{name}.output.weight", WIDE, width)], f"{name}.narrow")
-        x = maker.skip_norm(narrow, x, name, "output", width)
+        x = maker.skip_norm(narrow, x, name, "output", width, STATES if index == layers - 1 else None)
 
     longest = maker.add("Cast", [maker.add("Squeeze", [length], "longest64")], "longest", to=TensorProto.INT32)
     steps = maker.add("Range", [zero32, longest, one32], "steps")
     real = maker.add("Less", [steps, maker.add("Unsqueeze", ["lengths", one], "lengths.column")], "real")
     mask = maker.add("Cast", [maker.add("Unsqueeze", [real, minus], "real.cube")], "mask", to=TensorProto.FLOAT)
     total = maker.add("ReduceSum", [maker.add("Mul", [x, mask], "kept"), one], "total", keepdims=0)
-    maker.add("LpNormalization", [total], "vectors", axis=1, p=2)
+    maker.add("LpNormalization", [total], VECTORS, axis=1, p=2)
 
     graph = helper.make_graph(
         maker.nodes,
@@ -87,7 +87,10 @@ def make() -> onnx.ModelProto:
             helper.make_tensor_value_info("ids", TensorProto.INT32, ["rows", "longest"]),
             helper.make_tensor_value_info("lengths", TensorProto.INT32, ["rows"]),
         ],
-        [helper.make_tensor_value_info("vectors", TensorProto.FLOAT, ["rows", width])],
+        [
+            helper.make_tensor_value_info(VECTORS, TensorProto.FLOAT, ["rows", width]),
+            helper.make_tensor_value_info(STATES, TensorProto.FLOAT, ["rows", "longest", width]),
+        ],
         maker.initializers,
     )
     opsets = [helper.make_opsetid("", 17), helper.make_opsetid("com.microsoft", 1)]

@@ -5,8 +5,8 @@ import logging
 import math
 import operator
 import threading
-from collections import OrderedDict, deque
-from collections.abc import Callable, Iterable
+from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from gemma_cli.rag.embedders.base import Embedder, Vectors
 from gemma_cli.rag.errors import ModelError
+from gemma_cli.rag.lru_cache import LruCache
 
 logger = logging.getLogger("gemma_cli.rag.batching")
 
@@ -62,7 +63,7 @@ class Engine:
     ) -> None:
         self.model = model
         self.batch_size = batch_size
-        self.cache = VectorCache(cache_size)
+        self.cache = LruCache[Vectors](cache_size)
         self.pace = pace
         self.clock = clock
         self.count_tokens = TokenCounter(model)
@@ -194,53 +195,6 @@ class TokenCounter:
 def estimated_tokens(text: str) -> int:
     """About how many tokens a text has, to within a factor of 1.4 in most languages (see `BYTES_PER_TOKEN`)."""
     return round(len(text.encode()) / BYTES_PER_TOKEN)
-
-
-class VectorCache:
-    """Read-only vectors by text, the least recently used first out; used by callers and by the thread."""
-
-    def __init__(self, capacity: int) -> None:
-        self.capacity = capacity
-        self.vectors: OrderedDict[str, Vectors] = OrderedDict()
-        self.hits = 0
-        self.misses = 0
-        self.dedup_hits = 0
-        self.lock = threading.Lock()
-
-    def get(self, text: str) -> Vectors | None:
-        with self.lock:
-            vector = self.vectors.get(text)
-            if vector is None:
-                self.misses += 1
-            else:
-                self.hits += 1
-                self.vectors.move_to_end(text)
-            return vector
-
-    def get_many(self, texts: Iterable[str]) -> dict[str, Vectors]:
-        return {text: vector for text in texts if (vector := self.get(text)) is not None}
-
-    def peek(self, texts: Iterable[str]) -> dict[str, Vectors]:
-        """Those that are there; counts nothing and refreshes nothing."""
-        with self.lock:
-            return {text: self.vectors[text] for text in texts if text in self.vectors}
-
-    def put_many(self, vectors: dict[str, Vectors]) -> None:
-        with self.lock:
-            for text, vector in vectors.items():
-                self.vectors[text] = vector
-                self.vectors.move_to_end(text)
-            while len(self.vectors) > self.capacity:
-                self.vectors.popitem(last=False)
-
-    def deduplicated(self, count: int) -> None:
-        with self.lock:
-            self.dedup_hits += count
-
-    def counts(self) -> tuple[int, int, int, int]:
-        """Hits, misses, deduplicated misses, size."""
-        with self.lock:
-            return self.hits, self.misses, self.dedup_hits, len(self.vectors)
 
 
 class Pace:

@@ -1,13 +1,14 @@
 """What is asked of an index, what it finds, and the exact order of it. Pure functions over arrays."""
 
 from collections.abc import Hashable, Mapping
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, replace
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gemma_cli.rag.calendar_spans import Span
+from gemma_cli.rag.late_interaction import QueryTokens
 from gemma_cli.rag.memory import TIERS, MemoryTier
 from gemma_cli.rag.ranking import Weights
 
@@ -16,6 +17,13 @@ MOST_CANDIDATES: Final = 2048
 
 ROUNDING: Final = 1e-5
 """More than float32 arithmetic can be wrong about one signal: 384 products and a handful of factors."""
+
+REFINED: Final = 100
+"""The best by all other signals, which the tokens then put in order. With 50 the recall in the top 10 is a tenth of a
+point lower, with all memories it is the same (development half of LoCoMo)."""
+
+MEANING_LEFT: Final = 0.6
+"""What is left of the meaning's weight where tokens speak: they say most of the same, and more."""
 
 ALWAYS_SHOWN: Final = ("meaning", "words")
 """Parts of a score that are shown also where they are 0."""
@@ -39,6 +47,12 @@ class Question:
     min_similarity: float | None = None
     first_person: bool = False
     spans: tuple[Span, ...] = ()
+    tokens: QueryTokens | None = None
+
+    @property
+    def depth(self) -> int:
+        """How many of the best are wanted before tokens decide."""
+        return self.limit if self.tokens is None else max(self.limit, REFINED)
 
     @property
     def by_meaning(self) -> bool:
@@ -104,7 +118,7 @@ def finish(candidates: Candidates, vectors: NDArray[np.float32] | None) -> list[
         scores += part
     if cosines is not None and question.min_similarity is not None:
         scores[cosines < question.min_similarity] = -np.inf
-    order = np.lexsort((-candidates.rows, -scores))[: question.limit]
+    order = np.lexsort((-candidates.rows, -scores))[: question.depth]
     return [
         Hit(
             int(candidates.rows[i]),
@@ -115,6 +129,23 @@ def finish(candidates: Candidates, vectors: NDArray[np.float32] | None) -> list[
         for i in order.tolist()
         if scores[i] > -np.inf
     ]
+
+
+def refine(hits: list[Hit], question: Question, similarities: NDArray[np.float32]) -> list[Hit]:
+    """The hits in the order that their tokens give them, too. `similarities` are `late_interaction.max_sims`, NaN for a
+    hit without codes, whose similarity is then taken to lie among the others' as its cosine does among theirs."""
+    known = np.isfinite(similarities)
+    if not known.any():
+        return hits[: question.limit]
+    cosines = np.array([hit.cosine for hit in hits], np.float64)
+    shift = float((similarities[known] - cosines[known]).mean())
+    values = question.weights.tokens * np.where(known, similarities, cosines + shift)
+    refined = []
+    for hit, value in zip(hits, values.tolist(), strict=True):
+        meaning = hit.parts["meaning"] * MEANING_LEFT
+        parts = {**hit.parts, "meaning": meaning, "tokens": value}
+        refined.append(replace(hit, score=sum(parts.values()), parts=parts))
+    return sorted(refined, key=lambda hit: (-hit.score, -hit.row))[: question.limit]
 
 
 def contenders(

@@ -11,6 +11,7 @@ from gemma_cli.rag import validation as check
 from gemma_cli.rag.answers import AnswerCache
 from gemma_cli.rag.candidates import Question
 from gemma_cli.rag.errors import InvalidInputError, InvalidTypeError
+from gemma_cli.rag.late_interaction import query_tokens
 from gemma_cli.rag.memory import MemoryEntry, MemoryTier, parse_tier
 from gemma_cli.rag.ranking import BY_WORDS
 from gemma_cli.rag.stores.base import Filter
@@ -99,7 +100,10 @@ class Finding(Verbs):
         vectorizer = await self._repository.fitting_vectorizer()
         if question.weights.actor and len(names := await store.names(question.terms, now)):
             query = without(query, names)
-        return await store.search(replace(question, vector=await vectorizer.vector(query)), now)
+        if vectorizer.token_encoder is None or not self._late_interaction or not question.weights.tokens:
+            return await store.search(replace(question, vector=await vectorizer.vector(query)), now)
+        vector, found = await vectorizer.with_tokens(query)
+        return await store.search(replace(question, vector=vector, tokens=query_tokens(query, found)), now)
 
     @timed
     async def why_not(

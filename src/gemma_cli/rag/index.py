@@ -18,6 +18,7 @@ from gemma_cli.rag.blocks import Block, Rows
 from gemma_cli.rag.candidates import ROUNDING, Candidates, Question, contenders
 from gemma_cli.rag.memory import TIERS
 from gemma_cli.rag.quantize import quantize
+from gemma_cli.rag.ranking import inverse_document_frequency
 from gemma_cli.rag.sessions import Sessions
 from gemma_cli.rag.signals import ABSENT, Probe, Signal, Signals
 
@@ -79,6 +80,14 @@ class MemoryIndex:
         found = self.actors.named(terms, lambda actor: any(block.has_actor(actor) for block in self._blocks))
         return frozenset(found)
 
+    def rarity(self, terms: Iterable[int], now: float) -> dict[int, float]:
+        """The inverse document frequency of each term."""
+        self._settle(now)
+        wanted = np.array(sorted(set(terms)), np.uint64)
+        counts = [[len(o.slots) for o in block.living_occurrences(wanted)] for block in self._blocks]
+        idf = inverse_document_frequency(len(self), np.sum(counts, axis=0, dtype=np.int64))
+        return dict(zip(wanted.tolist(), idf.tolist(), strict=True))
+
     def _settle(self, now: float) -> None:
         for tier, block in enumerate(self._blocks):
             kept = block.settle(now)
@@ -138,7 +147,7 @@ class MemoryIndex:
         if near is not None and question.min_similarity is not None:
             sure = near >= question.min_similarity + error
         margin = 2.0 * error * abs(question.weights.meaning) + question.rounding
-        picked = contenders(score, question.limit, margin, sure)
+        picked = contenders(score, question.depth, margin, sure)
         return Candidates(
             question, signals.column("rows")[picked], {name: values[picked] for name, values in found.items()}
         )

@@ -97,6 +97,7 @@ class PythonRAGBackend(Finding, Administration):
         )
         self._closing: asyncio.Future[None] | None = None
         memory = settings.memory
+        self._late_interaction = memory.late_interaction
         self._answers = AnswerCache(self, self._search, memory.query_cache_ttl, memory.query_cache_size)
 
     def _make_vectorizer(self) -> Vectorizer:
@@ -192,7 +193,7 @@ class PythonRAGBackend(Finding, Administration):
             "occurred_at": occurred_at,
             "pinned": pinned,
         }
-        return (await self._repository.put([self._intake.new(given, self.now())]))[0]
+        return (await self._put([self._intake.new(given, self.now())]))[0]
 
     @timed
     async def store_memories(self, items: Iterable[MemoryEntry | Mapping[str, Any]]) -> list[str]:
@@ -208,7 +209,12 @@ class PythonRAGBackend(Finding, Administration):
                 entries.append(self._intake.given(item, now))
             except InvalidInputError as error:
                 raise type(error)(f"items[{position}]: {error}") from error
-        return await self._repository.put(entries)
+        return await self._put(entries)
+
+    async def _put(self, entries: list[MemoryEntry]) -> list[str]:
+        ids = await self._repository.put(entries)
+        await self._index_new_tokens()
+        return ids
 
     @timed
     async def ingest_document(
@@ -237,7 +243,9 @@ class PythonRAGBackend(Finding, Administration):
             chunk_size=(configured.chunk_size or None) if chunk_size is None else check.whole("chunk_size", chunk_size),
             chunk_overlap=None if overlap < 0 else overlap,
         )
-        return await wanted.run(path, self._repository, self._intake, progress)
+        count = await wanted.run(path, self._repository, self._intake, progress)
+        await self._index_new_tokens()
+        return count
 
     # Changing
 
@@ -274,7 +282,9 @@ class PythonRAGBackend(Finding, Administration):
         if not isinstance(change.content, Keep):
             vectorizer, _ = await self._repository.adopted_vectorizer()
             change = replace(change, embedding=await vectorizer.vector(change.content))
-        return await store.update(memory_id, change, self.rules, self.now())
+        updated = await store.update(memory_id, change, self.rules, self.now())
+        await self._index_new_tokens()
+        return updated
 
     @timed
     async def delete_memory(self, memory_id: str) -> bool:

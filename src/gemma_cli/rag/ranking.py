@@ -12,6 +12,7 @@
 | `date` | 0 to 1 | how well the time it happened fits a time that the question names |
 | `length` | from 0 | ln(1 + words), stop words not counted |
 | `question` | 0, 1 | whether it ends with a question mark: who asks tells little |
+| `tokens` | -1 to 1 | how well tokens answer tokens (`late_interaction`), for the best by all other signals |
 | `importance` | 0 to 1 | as stored |
 | `recency` | 0 to 1 | exp(-0.1 a day since it happened), as in `MemoryEntry.calculate_relevance` |
 
@@ -48,6 +49,7 @@ class Weights:
     date: float = 0.3
     length: float = 0.04
     question: float = -0.1
+    tokens: float = 1.5
     importance: float = 0.0
     recency: float = 0.0
 

@@ -69,6 +69,8 @@ class MemoryRepository:
         self._opening = asyncio.Lock()
         self.comparing = asyncio.Lock()
         """Held from looking up what is there until what is missing is stored, so that nothing is stored twice."""
+        self.indexing = asyncio.Lock()
+        """Held while token vectors are computed."""
         self.stored_model: StoredModel | None = None
         """The model that the store holds vectors of; None: no vectors yet."""
 

@@ -189,6 +189,9 @@ class MemorySettings(Section):
     chunk_overlap: int = key_field(
         -1, "Tokens that neighbouring chunks share; -1 = chosen to suit chunk_size, 0 = none.", -1, 1_000_000
     )
+    late_interaction: bool = key_field(
+        True, "Keep signs of the vectors of each memory's tokens, and order the best answers by them too."
+    )
     query_cache_ttl: float = key_field(
         300.0, "Seconds that a recalled answer is kept for the same question.", 0.0, CENTURY
     )

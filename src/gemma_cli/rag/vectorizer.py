@@ -6,9 +6,18 @@ from typing import Final, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from gemma_cli.rag.batching import BatchEmbedder
-from gemma_cli.rag.embedders.base import Embedder, Identified, ModelIdentity, Tokenizing
+from gemma_cli.rag.batching import DEFAULT_MAX_QUEUE, BatchEmbedder
+from gemma_cli.rag.combining import CombiningWorker
+from gemma_cli.rag.embedders.base import (
+    Embedder,
+    Identified,
+    ModelIdentity,
+    TokenEncoding,
+    Tokenizing,
+    TokenVectors,
+)
 from gemma_cli.rag.errors import InvalidTypeError, ModelError, ModelMismatchError
+from gemma_cli.rag.lru_cache import LruCache
 from gemma_cli.rag.shared_model import SharedModel
 from gemma_cli.rag.stores.base import StoredModel
 
@@ -20,6 +29,10 @@ SAME_MODEL: Final = 0.99
 than that on a plain sentence, and two different models do not come near."""
 
 
+QUESTIONS_KEPT: Final = 100
+"""Questions whose token vectors are kept: some 10 KB each."""
+
+
 class SecondLevel(Protocol):
     """A slower, larger and more lasting cache of unit vectors of one model."""
 
@@ -28,6 +41,26 @@ class SecondLevel(Protocol):
 
     def keep(self, vectors: Mapping[str, NDArray[np.float32]]) -> None:
         """Takes vectors in; nobody waits for it."""
+
+
+Read = tuple[NDArray[np.float32], TokenVectors]
+"""The vector of a text ([dimension], length 1) and those of its tokens."""
+
+
+class QuestionReader:
+    """Reads texts with their tokens, and keeps the last few."""
+
+    def __init__(self, model: Embedder) -> None:
+        self.model = model
+        self.cache = LruCache[Read](QUESTIONS_KEPT)
+
+    def read(self, texts: list[str]) -> list[Read]:
+        """Only where the model is a `TokenEncoding`; runs it."""
+        assert isinstance(self.model, TokenEncoding)
+        vectors, tokens = self.model.encode_with_tokens(texts)
+        found = list(zip(vectors, tokens, strict=True))
+        self.cache.put_many(dict(zip(texts, found, strict=True)))
+        return found
 
 
 class Vectorizer:
@@ -47,6 +80,11 @@ class Vectorizer:
             raise InvalidTypeError(f"embedder: expected an object with encode(texts), got {type(embedder).__name__}")
         self._model = self._batches.model
         self._stored: StoredModel | None = None
+        self._questions = QuestionReader(self._model)
+        # The thread holds the reader, not the vectorizer, so that a forgotten vectorizer can be collected and end it.
+        self._reading = CombiningWorker[str, Read](
+            self._questions.read, name="gemma-rag-reader", max_batch=batch_size, max_waiting=DEFAULT_MAX_QUEUE
+        )
         self.second_level: SecondLevel | None = None
         """Where vectors are looked up that have left the cache in memory; set once the model is known to be its own."""
 
@@ -63,6 +101,17 @@ class Vectorizer:
     @property
     def tokenizer(self) -> Tokenizing | None:
         return self._model if isinstance(self._model, Tokenizing) else None
+
+    @property
+    def token_encoder(self) -> TokenEncoding | None:
+        """The model as one that makes token vectors, where it does."""
+        return self._model if isinstance(self._model, TokenEncoding) else None
+
+    async def with_tokens(self, text: str) -> Read:
+        """The vector of a text ([dimension], length 1) and those of its tokens. Only where there is a `token_encoder`;
+        texts that are asked for at once go through the model together."""
+        known = self._questions.cache.get(text)
+        return await self._reading.submit(text) if known is None else known
 
     async def vectors(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """Shape [len(texts), dimension], rows of length 1. Raises `ModelError` for a vector without a direction."""
@@ -124,6 +173,7 @@ class Vectorizer:
         )
 
     async def close(self) -> None:
+        await self._reading.close()
         if self._owned is not None:
             await self._owned.close()
 

@@ -8,6 +8,7 @@ from gemma_cli.rag.intake import Intake
 from gemma_cli.rag.memory import TierRules
 from gemma_cli.rag.monitoring import PerformanceMonitor
 from gemma_cli.rag.repository import MemoryRepository
+from gemma_cli.rag.token_index import index_new_tokens
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -36,6 +37,8 @@ class Verbs:
     """Times of every verb; None where monitoring is switched off."""
     _intake: Intake
     _repository: MemoryRepository
+    _late_interaction: bool
+    """Whether token vectors are kept and asked."""
 
     @property
     def rules(self) -> TierRules:
@@ -45,3 +48,8 @@ class Verbs:
     def now(self) -> float:
         """Seconds since the epoch, by this backend's clock."""
         return self._repository.now()
+
+    async def _index_new_tokens(self) -> None:
+        """After whatever stores or changes contents."""
+        if self._late_interaction:
+            await index_new_tokens(self._repository)

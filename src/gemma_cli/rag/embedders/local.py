@@ -1,20 +1,31 @@
 """`LocalEmbedder`: texts to vectors by whichever engine, and what an engine has to offer for that."""
 
 import threading
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cached_property
-from itertools import groupby
-from typing import Any, Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
-from gemma_cli.rag.embedders.base import ModelIdentity, Vectors
-from gemma_cli.rag.embedders.tokenization import TextTokenizer, batches, check_texts, cut
+from gemma_cli.rag.embedders.base import ModelIdentity, Passage, TokenVectors, Vectors
+from gemma_cli.rag.embedders.token_vectors import (
+    Window,
+    contexts_of,
+    joined,
+    padded,
+    scatter,
+    token_vectors,
+    windows_of,
+)
+from gemma_cli.rag.embedders.tokenization import TextTokenizer, batches, check_passages, check_texts
 from gemma_cli.rag.embedders.weights import ModelFiles
-from gemma_cli.rag.errors import BackendStateError
+from gemma_cli.rag.errors import BackendStateError, ModelError
 from gemma_cli.rag.settings_schema import BATCH_TOKENS
+
+States = NDArray[np.float32]
+"""The model's last hidden states, shape [rows, longest, dimension]; what stands behind a row's end means nothing."""
 
 
 class Network(Protocol):
@@ -23,6 +34,15 @@ class Network(Protocol):
     def __call__(self, ids: NDArray[np.int32], lengths: NDArray[np.int32]) -> Vectors:
         """Vectors of length 1, [rows, dimension], for `ids` [rows, longest], of which row i is real up to `lengths[i]`
         (what follows is 0). The array may be overwritten by the next call."""
+
+
+@runtime_checkable
+class TokenNetwork(Network, Protocol):
+    """A network that also shows the states that its vectors are made of."""
+
+    def with_states(self, ids: NDArray[np.int32], lengths: NDArray[np.int32]) -> tuple[Vectors, States]:
+        """The vectors that a call makes, and the states. Both arrays may be overwritten by the next call. Raises
+        ModelError where the model has none."""
 
 
 class Engine(Protocol):
@@ -34,7 +54,8 @@ class Engine(Protocol):
     @property
     def precision(self) -> str: ...
 
-    def load(self, files: ModelFiles) -> Network: ...
+    def load(self, files: ModelFiles) -> Network:
+        """A `TokenNetwork` where the engine can show states."""
 
 
 class LocalEmbedder:
@@ -55,7 +76,7 @@ class LocalEmbedder:
         self._closed = False
         self._lock = threading.Lock()
         self.on_tokens: Callable[[int], None] | None = None
-        """Called with how many tokens, special ones not counted, each `encode` has run through the model."""
+        """Called with how many tokens, special ones not counted, each `encode…` has run through the model."""
 
     @cached_property
     def _tokenizer(self) -> TextTokenizer:
@@ -91,22 +112,43 @@ class LocalEmbedder:
         weights turn out to be wrong, and BackendStateError after `close`.
         """
         checked = check_texts(texts)
-        if self._closed:
-            raise BackendStateError("the embedder is closed; make a new one with create_embedder")
-        dimension = self._files.dimension
+        self._check_open()
         if not checked:
-            return np.empty((0, dimension), np.float32)
-        windows: list[_Window] = [
-            _Window(position, self._tokenizer.framed(piece), max(1, len(piece)))
-            for position, tokens in enumerate(self._tokenizer.ids(checked))
-            for piece in cut(tokens, self._tokenizer.window)
-        ]
-        parts = np.empty((len(windows), dimension), np.float32)
-        for group in batches([len(window.ids) for window in windows], self._batch_tokens):
-            parts[group] = self._run([windows[position].ids for position in group])
-        if self.on_tokens is not None:
-            self.on_tokens(sum(window.weight for window in windows))
-        return parts if len(windows) == len(checked) else _joined(parts, windows)
+            return np.empty((0, self._files.dimension), np.float32)
+        windows = windows_of(self._tokenizer.ids(checked), self._tokenizer)
+        return joined(self._compute(windows), windows)
+
+    def encode_tokens(self, passages: list[Passage]) -> list[TokenVectors]:
+        """The tokens of each passage's text, in order; an empty text has none.
+
+        The model reads what fits in its window of a passage's context, whole texts only and the newest first, and then
+        the text; a text longer than the window is read in several windows, without context.
+
+        Raises InvalidTypeError or InvalidInputError for anything but a list of passages, ModelError from an engine or a
+        model that shows no states, and else what `encode` raises.
+        """
+        checked = check_passages(passages)
+        self._check_open()
+        if not checked:
+            return []
+        tokens, spans = self._tokenizer.with_spans([passage.text for passage in checked])
+        contexts = contexts_of(checked, tokens, self._tokenizer)
+        states = self._states_for(tokens)
+        self._compute([w for w in windows_of(tokens, self._tokenizer, contexts) if w.count], states)
+        return token_vectors(states, spans)
+
+    def encode_with_tokens(self, texts: list[str]) -> tuple[Vectors, list[TokenVectors]]:
+        """What `encode` gives for the texts, and what `encode_tokens` gives for them without context, in one pass of
+        the model. Raises what these raise."""
+        checked = check_texts(texts)
+        self._check_open()
+        if not checked:
+            return np.empty((0, self._files.dimension), np.float32), []
+        tokens, spans = self._tokenizer.with_spans(checked)
+        windows = windows_of(tokens, self._tokenizer)
+        states = self._states_for(tokens)
+        vectors = joined(self._compute(windows, states), windows)
+        return vectors, token_vectors(states, spans)
 
     def close(self) -> None:
         """Lets go of the weights. Idempotent; waits for a batch in progress."""
@@ -114,37 +156,39 @@ class LocalEmbedder:
         with self._lock:
             self._network = None
 
-    def _run(self, rows: list[list[int]]) -> Vectors:
-        lengths = np.fromiter(map(len, rows), np.int32, len(rows))
-        ids = np.zeros((len(rows), int(lengths.max())), np.int32)
-        for row, tokens in zip(ids, rows, strict=True):
-            row[: len(tokens)] = tokens
-        # The lock is held for a batch, not for the whole job: a short question slips in between two batches.
+    def _check_open(self) -> None:
+        if self._closed:
+            raise BackendStateError("the embedder is closed; make a new one with create_embedder")
+
+    def _states_for(self, tokens: list[list[int]]) -> list[Vectors]:
+        return [np.empty((len(own), self._files.dimension), np.float32) for own in tokens]
+
+    def _compute(self, windows: list[Window], states: list[Vectors] | None = None) -> Vectors:
+        """A vector for each window; the states of their texts' own tokens go to `states`, which has a row for each."""
+        parts = np.empty((len(windows), self._files.dimension), np.float32)
+        for group in batches([len(window.ids) for window in windows], self._batch_tokens):
+            chosen = [windows[position] for position in group]
+            ids, lengths = padded([window.ids for window in chosen])
+            # Copied under the lock: the network's arrays are its own.
+            with self._loaded() as network:
+                if states is None:
+                    parts[group] = network(ids, lengths)
+                elif isinstance(network, TokenNetwork):
+                    parts[group], shown = network.with_states(ids, lengths)
+                    scatter(shown, chosen, states)
+                else:
+                    raise ModelError(f"the engine {self._engine.name!r} shows no states of tokens")
+        if self.on_tokens is not None:
+            self.on_tokens(sum(len(window.ids) - self._tokenizer.specials for window in windows))
+        return parts
+
+    @contextmanager
+    def _loaded(self) -> Iterator[Network]:
+        """The network, for one batch: in a job of several, a short question slips in between two."""
         with self._lock:
             if self._closed:
                 raise BackendStateError("the embedder was closed while it was at work")
             if self._network is None:
                 self._files.check()
                 self._network = self._engine.load(self._files)
-            return self._network(ids, lengths).copy()
-
-
-@dataclass(frozen=True, slots=True)
-class _Window:
-    text: int
-    ids: list[int]
-    weight: int
-
-
-def _joined(parts: Vectors, windows: list[_Window]) -> Vectors:
-    """One vector a text: the mean of its windows' vectors, weighted by their tokens, of length 1."""
-    starts = [next(group)[0] for _, group in groupby(enumerate(windows), key=lambda item: item[1].text)]
-    weights = np.fromiter((window.weight for window in windows), np.float32, len(windows))
-    return unit_rows(np.add.reduceat(parts * weights[:, None], starts, axis=0))
-
-
-def unit_rows(vectors: NDArray[Any]) -> Vectors:
-    """The rows as float32, each divided by its length."""
-    exact = vectors.astype(np.float64)
-    unit: Vectors = (exact / np.linalg.norm(exact, axis=1, keepdims=True)).astype(np.float32)
-    return unit
+            yield self._network

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gemma_cli.rag.embedders.base import Vectors
-from gemma_cli.rag.embedders.local import Network
+from gemma_cli.rag.embedders.local import Network, States
 from gemma_cli.rag.embedders.weights import BertParameters, ModelFiles, load_bert
 from gemma_cli.rag.errors import InvalidInputError, MissingExtraError, ModelError
 
@@ -20,6 +20,10 @@ GRAPH_SHAPE: Final = (6, 12, 384)
 """Layers, heads and width that the graph is made for."""
 
 GRAPH_EPSILON: Final = 1e-12
+
+VECTORS: Final = "vectors"
+STATES: Final = "states"
+"""The names of the graph's outputs: [rows, width], of length 1, and the last hidden states [rows, longest, width]."""
 
 
 @dataclass(frozen=True)
@@ -45,13 +49,7 @@ class OnnxEngine:
                 f'{files.requested}: provider "onnx" runs models of the shape of all-MiniLM-L6-v2 only (layers, heads '
                 f'and width {GRAPH_SHAPE}, this one has {shape}); use provider = "openvino"'
             )
-        session = self._session(bert)
-
-        def network(ids: NDArray[np.int32], lengths: NDArray[np.int32]) -> Vectors:
-            vectors: Vectors = session.run(None, {"ids": ids, "lengths": lengths})[0]
-            return vectors
-
-        return network
+        return _Network(self._session(bert))
 
     def _session(self, bert: BertParameters) -> Any:
         import onnxruntime
@@ -72,3 +70,16 @@ class OnnxEngine:
         options.add_external_initializers(names, values)
         graph = resources.files("gemma_cli.rag.embedders").joinpath("data", GRAPH).read_bytes()
         return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+
+
+@dataclass(frozen=True, slots=True)
+class _Network:
+    session: Any
+
+    def __call__(self, ids: NDArray[np.int32], lengths: NDArray[np.int32]) -> Vectors:
+        vectors: Vectors = self.session.run([VECTORS], {"ids": ids, "lengths": lengths})[0]
+        return vectors
+
+    def with_states(self, ids: NDArray[np.int32], lengths: NDArray[np.int32]) -> tuple[Vectors, States]:
+        vectors, states = self.session.run([VECTORS, STATES], {"ids": ids, "lengths": lengths})
+        return vectors, states

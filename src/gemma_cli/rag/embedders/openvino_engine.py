@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gemma_cli.rag.embedders.base import Vectors
-from gemma_cli.rag.embedders.local import Network
+from gemma_cli.rag.embedders.local import Network, States
 from gemma_cli.rag.embedders.weights import BertParameters, ModelFiles, load_bert
 from gemma_cli.rag.errors import InvalidInputError
 
@@ -67,19 +67,26 @@ class OpenVinoEngine:
         if self.threads is not None:
             options["INFERENCE_NUM_THREADS"] = self.threads
         compiled = openvino.Core().compile_model(_graph(openvino, parameters), "CPU", options)
-        request = compiled.create_infer_request()
+        return _Network(compiled.create_infer_request())
 
-        def network(ids: NDArray[np.int32], lengths: NDArray[np.int32]) -> Vectors:
-            # Shared inputs are more than the faster way: a copied one keeps the size of the first call.
-            mask = (np.arange(ids.shape[1]) < lengths[:, None]).astype(np.float32)
-            vectors: Vectors = request.infer([ids, mask], share_inputs=True, share_outputs=True)[0]
-            return vectors
 
-        return network
+@dataclass(frozen=True, slots=True)
+class _Network:
+    request: Any
+
+    def __call__(self, ids: NDArray[np.int32], lengths: NDArray[np.int32]) -> Vectors:
+        return self.with_states(ids, lengths)[0]
+
+    def with_states(self, ids: NDArray[np.int32], lengths: NDArray[np.int32]) -> tuple[Vectors, States]:
+        # Shared inputs are more than the faster way: a copied one keeps the size of the first call.
+        mask = (np.arange(ids.shape[1]) < lengths[:, None]).astype(np.float32)
+        results = self.request.infer([ids, mask], share_inputs=True, share_outputs=True)
+        return results[0], results[1]
 
 
 def _graph(openvino: Any, bert: BertParameters) -> Any:
-    """ids int32[rows, longest], mask float32[rows, longest] -> float32[rows, hidden], rows of length 1."""
+    """ids int32[rows, longest], mask float32[rows, longest] -> float32[rows, hidden], rows of length 1, and the last
+    hidden states, float32[rows, longest, hidden]."""
     from openvino import opset15 as op
 
     # The constants are views of the arrays; compiling copies what it keeps.
@@ -115,4 +122,5 @@ def _graph(openvino: Any, bert: BertParameters) -> Any:
         x = norm(op.add(linear(wide, f"{name}.output"), x), f"{name}.output_norm")
     # The mean and the sum point the same way, and only the direction is left after the normalisation.
     total = op.reduce_sum(op.multiply(x, op.unsqueeze(mask, op.constant([-1]))), one, False)
-    return openvino.Model([op.normalize_l2(total, one, 1e-24, "max")], [ids, mask], "sentence_encoder")
+    # The states are there anyway: as a second output they cost no time that could be measured, nor a second model.
+    return openvino.Model([op.normalize_l2(total, one, 1e-24, "max"), x], [ids, mask], "sentence_encoder")

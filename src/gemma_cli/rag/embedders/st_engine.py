@@ -10,9 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gemma_cli.rag.embedders.base import Vectors
-from gemma_cli.rag.embedders.local import Network, unit_rows
+from gemma_cli.rag.embedders.local import Network, States
+from gemma_cli.rag.embedders.token_vectors import unit_rows
 from gemma_cli.rag.embedders.weights import ModelFiles
-from gemma_cli.rag.errors import InvalidInputError, MissingExtraError, ModelMismatchError
+from gemma_cli.rag.errors import InvalidInputError, MissingExtraError, ModelError, ModelMismatchError
 
 PRECISIONS: Final = MappingProxyType(
     {"f32": "f32", "float32": "f32", "bf16": "bf16", "bfloat16": "bf16", "f16": "f16", "float16": "f16"}
@@ -50,19 +51,38 @@ class SentenceTransformersEngine:
         if self.threads is not None:
             torch.set_num_threads(self.threads)
         model: Any = SentenceTransformer(str(files.directory), device=self.device, local_files_only=True)
-        model = model.to(getattr(torch, TORCH_TYPES[self.precision])).eval()
+        return _Network(model.to(getattr(torch, TORCH_TYPES[self.precision])).eval(), torch, files)
 
-        def network(ids: NDArray[np.int32], lengths: NDArray[np.int32]) -> Vectors:
-            # The windows are cut already, so the model is called below `encode`, which would tokenize and truncate.
-            mask = np.arange(ids.shape[1]) < lengths[:, None]
-            features = {"input_ids": ids.astype(np.int64), "attention_mask": mask.astype(np.int64)}
-            with torch.inference_mode():
-                tensors = {name: torch.from_numpy(array).to(model.device) for name, array in features.items()}
-                vectors = model(tensors)["sentence_embedding"].float().cpu().numpy()
-            if vectors.shape[1] != files.dimension:
-                raise ModelMismatchError(
-                    f"{files.requested}: makes vectors of {vectors.shape[1]}, its config.json says {files.dimension}"
-                )
-            return unit_rows(vectors)
 
-        return network
+@dataclass(frozen=True, slots=True)
+class _Network:
+    model: Any
+    torch: Any
+    files: ModelFiles
+
+    def __call__(self, ids: NDArray[np.int32], lengths: NDArray[np.int32]) -> Vectors:
+        return unit_rows(self._numbers(self._results(ids, lengths), "sentence_embedding"))
+
+    def with_states(self, ids: NDArray[np.int32], lengths: NDArray[np.int32]) -> tuple[Vectors, States]:
+        results = self._results(ids, lengths)
+        return unit_rows(self._numbers(results, "sentence_embedding")), self._numbers(results, "token_embeddings")
+
+    def _results(self, ids: NDArray[np.int32], lengths: NDArray[np.int32]) -> Any:
+        # The windows are cut already, so the model is called below `encode`, which would tokenize and truncate.
+        mask = np.arange(ids.shape[1]) < lengths[:, None]
+        features = {"input_ids": ids.astype(np.int64), "attention_mask": mask.astype(np.int64)}
+        with self.torch.inference_mode():
+            return self.model(
+                {name: self.torch.from_numpy(array).to(self.model.device) for name, array in features.items()}
+            )
+
+    def _numbers(self, results: Any, name: str) -> Any:
+        if name not in results:
+            raise ModelError(f"{self.files.requested}: makes no {name}")
+        numbers = results[name].float().cpu().numpy()
+        if numbers.shape[-1] != self.files.dimension:
+            raise ModelMismatchError(
+                f"{self.files.requested}: makes vectors of {numbers.shape[-1]} ({name}), its config.json says "
+                f"{self.files.dimension}"
+            )
+        return numbers

@@ -3,25 +3,39 @@
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 
+from gemma_cli.rag.embedders.base import Passage
 from gemma_cli.rag.embedders.weights import TOKENIZER, ModelFiles
 from gemma_cli.rag.errors import InvalidInputError, InvalidTypeError, ModelDamagedError
 from gemma_cli.rag.settings_schema import BATCH_TOKENS
 
 
-def check_texts(texts: object) -> list[str]:
-    """The texts as a list of strings that a tokenizer can read. Raises InvalidTypeError and InvalidInputError."""
+def check_texts(texts: object, name: str = "texts") -> list[str]:
+    """The texts as a list of strings that a tokenizer can read. Raises InvalidTypeError and InvalidInputError, which
+    name the argument."""
     if isinstance(texts, str) or not isinstance(texts, Sequence):
-        raise InvalidTypeError(f"texts: expected a list of strings, got {type(texts).__name__}")
+        raise InvalidTypeError(f"{name}: expected a list of strings, got {type(texts).__name__}")
     for position, text in enumerate(texts):
         if not isinstance(text, str):
-            raise InvalidTypeError(f"texts: item {position} is {type(text).__name__}, not a string")
+            raise InvalidTypeError(f"{name}: item {position} is {type(text).__name__}, not a string")
         try:
             text.encode()
         except UnicodeEncodeError as error:
             raise InvalidInputError(
-                f"texts: item {position} holds half of a surrogate pair at character {error.start}"
+                f"{name}: item {position} holds half of a surrogate pair at character {error.start}"
             ) from error
     return list(texts)
+
+
+def check_passages(passages: object) -> list[Passage]:
+    """The passages as a list, each with texts that a tokenizer can read. Raises as `check_texts` does."""
+    if not isinstance(passages, Sequence) or isinstance(passages, str):
+        raise InvalidTypeError(f"passages: expected a list of Passage, got {type(passages).__name__}")
+    for position, passage in enumerate(passages):
+        if not isinstance(passage, Passage):
+            raise InvalidTypeError(f"passages: item {position} is {type(passage).__name__}, not a Passage")
+        check_texts(passage.context, f"passages[{position}].context")
+    check_texts([passage.text for passage in passages], "passages.text")
+    return list(passages)
 
 
 class TextTokenizer:
@@ -48,11 +62,18 @@ class TextTokenizer:
             for token, special in zip(framed.ids[content:], framed.special_tokens_mask[content:], strict=True)
             if special
         ]
-        self.window = files.max_tokens - len(self._before) - len(self._after)
+        self.lead = len(self._before)  # special tokens before a window's content
+        self.specials = len(self._before) + len(self._after)
+        self.window = files.max_tokens - self.specials
 
     def ids(self, texts: list[str]) -> list[list[int]]:
         """The tokens of each text, without special ones."""
         return [row.ids for row in self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
+
+    def with_spans(self, texts: list[str]) -> tuple[list[list[int]], list[list[tuple[int, int]]]]:
+        """The tokens of each text, without special ones; and start and end of each, in characters."""
+        rows = self._tokenizer.encode_batch(texts, add_special_tokens=False)
+        return [row.ids for row in rows], [row.offsets for row in rows]
 
     def spans(self, text: str) -> list[tuple[int, int]]:
         """Start and end, in characters, of each token of the whole text."""

@@ -9,11 +9,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gemma_cli.rag.blocks import Rows
-from gemma_cli.rag.candidates import Candidates, Hit, Question, finish
+from gemma_cli.rag.candidates import Candidates, Hit, Question, finish, refine
 from gemma_cli.rag.errors import ModelMismatchError, StoreDamagedError
 from gemma_cli.rag.index import Changes, MemoryIndex
+from gemma_cli.rag.late_interaction import max_sims, token_weights
 from gemma_cli.rag.memory import TIERS, MemoryEntry, MemoryTier
 from gemma_cli.rag.sessions import session_numbers
+from gemma_cli.rag.stores import sqlite_tokens
 from gemma_cli.rag.stores.base import Filter, StoredModel
 from gemma_cli.rag.stores.sqlite_rows import ENTRY_COLUMNS, TIER_CODE, decode, entry_at, to_model
 
@@ -93,20 +95,30 @@ class Reader:
                 f"the store was begun with another model meanwhile ({index.dimension} wide); open it again"
             )
         found = index.candidates(questions, now)
-        return [self._answer(candidates, index.dimension) for candidates in found]
+        return [self._answer(index, candidates, now) for candidates in found]
 
     def names(self, terms: NDArray[np.uint64], now: float) -> frozenset[int]:
         """See `Store.names`."""
         index = self._caught_up()
         return frozenset() if index is None else index.names(terms, now)
 
-    def _answer(self, candidates: Candidates, dimension: int) -> list[MemoryEntry]:
+    def _answer(self, index: MemoryIndex, candidates: Candidates, now: float) -> list[MemoryEntry]:
         blobs = self._blobs(candidates)
         vectors = None
         if blobs is not None:
             ordered = b"".join(blobs[row] for row in candidates.rows.tolist())
-            vectors = np.frombuffer(ordered, np.float32).reshape(len(candidates.rows), dimension)
-        return [self._entry(hit, None if blobs is None else blobs[hit.row]) for hit in finish(candidates, vectors)]
+            vectors = np.frombuffer(ordered, np.float32).reshape(len(candidates.rows), index.dimension)
+        hits = self._refined(index, candidates.question, finish(candidates, vectors), now)
+        return [self._entry(hit, None if blobs is None else blobs[hit.row]) for hit in hits]
+
+    def _refined(self, index: MemoryIndex, question: Question, hits: list[Hit], now: float) -> list[Hit]:
+        """The hits, ordered by their tokens too where the question has some."""
+        query = question.tokens
+        if query is None or not hits:
+            return hits
+        weights = token_weights(query.terms, index.rarity(query.terms.tolist(), now))
+        codes = sqlite_tokens.codes(self.db, [hit.row for hit in hits])
+        return refine(hits, question, max_sims(query, weights, [codes.get(hit.row, b"") for hit in hits]))
 
     def _blobs(self, candidates: Candidates) -> dict[int, bytes] | None:
         """The vectors of the candidates, by row; None where they do not count."""

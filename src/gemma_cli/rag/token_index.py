@@ -1,0 +1,64 @@
+"""The codes of token vectors, computed after their memories are stored."""
+
+import logging
+from typing import Final
+
+from gemma_cli.rag.embedders.base import Passage, TokenEncoding
+from gemma_cli.rag.late_interaction import CONTEXT, encode_signs, passage
+from gemma_cli.rag.offload import in_thread
+from gemma_cli.rag.repository import MemoryRepository
+from gemma_cli.rag.stores.base import TokenStore, Untokened
+
+logger = logging.getLogger("gemma_cli.rag.token_index")
+
+TOGETHER: Final = 128
+"""Memories encoded between two writes of their codes."""
+
+MOST_CHARS: Final = 512
+MOST_TOKENS: Final = 64
+"""A longer memory gets no codes, so that none takes more than 3 KB; its rank follows from its vector. 512 characters of
+English are some 120 tokens: what is longer need not even be encoded."""
+
+
+async def index_tokens(repository: MemoryRepository, most: int | None = None) -> int:
+    """Encodes the memories that have no codes yet (at most `most`), oldest first, and says how many there were. 0 where
+    the store keeps none or the model makes none."""
+    store = repository.store
+    if not isinstance(store, TokenStore):
+        return 0
+    encoder = (await repository.fitting_vectorizer()).token_encoder
+    if encoder is None:
+        return 0
+    done = 0
+    async with repository.indexing:  # a second caller finds nothing left to do
+        while most is None or done < most:
+            wanted = TOGETHER if most is None else min(TOGETHER, most - done)
+            bare = await store.untokened(repository.now(), wanted, CONTEXT)
+            if not bare:
+                break
+            await store.put_tokens(bare, await in_thread(_codes, encoder, bare))
+            done += len(bare)
+    return done
+
+
+async def index_new_tokens(repository: MemoryRepository) -> None:
+    """The same after a write that has been acknowledged in all but name: a failure must not look as if it had failed,
+    so it is logged, and the codes come with the next write or consolidation."""
+    try:
+        await index_tokens(repository)
+    except Exception:
+        logger.exception("tokens_not_indexed", extra={"where": repository.where})
+
+
+def _codes(encoder: TokenEncoding, bare: list[Untokened]) -> list[bytes]:
+    short = [n for n, memory in enumerate(bare) if len(memory.passage.text) <= MOST_CHARS]
+    codes = [b""] * len(bare)
+    for n, found in zip(short, encoder.encode_tokens([_passage(bare[n]) for n in short]), strict=True):
+        if len(found.spans) <= MOST_TOKENS:
+            codes[n] = encode_signs(bare[n].passage.text, found)
+    return codes
+
+
+def _passage(memory: Untokened) -> Passage:
+    *before, speaker = memory.actors
+    return passage(memory.passage.text, speaker, list(zip(before, memory.passage.context, strict=True)))
