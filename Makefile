@@ -2,7 +2,10 @@
 PYTHON ?= python3
 ARGS ?=
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test lint bench bench-quality clean
 
 demo test lint bench clean:
 	@$(PYTHON) dev.py $@ $(ARGS)
+
+bench-quality:
+	@$(PYTHON) dev.py bench quality $(ARGS)

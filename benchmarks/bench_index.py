@@ -140,7 +140,7 @@ def compare(kind: str, count: int, asked: int) -> dict[str, Any]:
             [found] = index.candidates([question], 0.0)
             scanned = time.perf_counter()
             blobs = [db.execute("SELECT vector FROM vectors WHERE row = ?", (row,)).get for row in found.rows.tolist()]
-            hits = finish(found, np.frombuffer(b"".join(blobs), np.float32).reshape(len(blobs), DIMENSION))
+            hits = finish(found, np.frombuffer(b"".join(blobs), np.float32).reshape(len(blobs), DIMENSION)).hits()
             end = time.perf_counter()
             times.setdefault("ours: pass over the codes", []).append(1e3 * (scanned - start))
             times.setdefault("ours: candidates read and ordered", []).append(1e3 * (end - scanned))

@@ -175,7 +175,7 @@ def main() -> None:
                 found = db.execute("SELECT count(*) FROM words WHERE words MATCH ?", (match,)).get
                 matches.append(found)
                 runs: dict[str, Callable[[], Any]] = {
-                    "ours, by words": lambda: finish(index.candidates([by_words], 0.0)[0], None),  # noqa: B023
+                    "ours, by words": lambda: finish(index.candidates([by_words], 0.0)[0], None).hits(),  # noqa: B023
                     "ours, meaning and words": lambda: _hybrid(index, hybrid, vectors),  # noqa: B023
                     "fts5, best 10": lambda: db.execute(
                         "SELECT rowid, rank FROM words WHERE words MATCH ? ORDER BY rank LIMIT 10",
@@ -224,7 +224,7 @@ def main() -> None:
 
 def _hybrid(index: MemoryIndex, asked: Question, vectors: Any) -> Any:
     [found] = index.candidates([asked], 0.0)
-    return finish(found, vectors[found.rows])
+    return finish(found, vectors[found.rows]).hits()
 
 
 if __name__ == "__main__":

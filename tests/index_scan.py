@@ -97,7 +97,7 @@ def answers(index: MemoryIndex, questions: Sequence[Question], now: float, known
         if candidates.question.by_meaning:
             vectors = np.array([known[row].vector for row in candidates.rows.tolist()], np.float32)
             vectors = vectors.reshape(-1, index.dimension)
-        found.append(finish(candidates, vectors))
+        found.append(finish(candidates, vectors).hits())
     return found
 
 

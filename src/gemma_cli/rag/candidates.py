@@ -100,10 +100,46 @@ class Hit:
     parts: Mapping[str, float]
 
 
-def finish(candidates: Candidates, vectors: NDArray[np.float32] | None) -> list[Hit]:
-    """The best of a question's candidates, best first and newest first among equals. `vectors` are those of
-    `candidates.rows`, shape [n, dimension]; None when only words count."""
-    question = candidates.question
+@dataclass(frozen=True, slots=True, eq=False)
+class Ranked:
+    """The best of a question's candidates, best first: arrays of one length. `parts` add up to `scores`."""
+
+    question: Question
+    rows: NDArray[np.int64]
+    scores: NDArray[np.float64]
+    cosines: NDArray[np.float64] | None
+    parts: Mapping[str, NDArray[np.float64]]
+
+    def best(self, count: int) -> "Ranked":
+        """The first `count`, best first and newest first among equals, by scores as they are now."""
+        picked = np.lexsort((-self.rows, -self.scores))[:count]
+        return Ranked(
+            self.question,
+            self.rows[picked],
+            self.scores[picked],
+            None if self.cosines is None else self.cosines[picked],
+            {name: part[picked] for name, part in self.parts.items()},
+        )
+
+    def hits(self) -> list[Hit]:
+        """As many as were asked for."""
+        count = min(self.question.limit, len(self.rows))
+        parts = {name: part[:count].tolist() for name, part in self.parts.items()}
+        return [
+            Hit(
+                int(self.rows[i]),
+                None if self.cosines is None else float(self.cosines[i]),
+                float(self.scores[i]),
+                {name: part[i] for name, part in parts.items() if part[i] or name in ALWAYS_SHOWN},
+            )
+            for i in range(count)
+        ]
+
+
+def finish(candidates: Candidates, vectors: NDArray[np.float32] | None) -> Ranked:
+    """The candidates that are among the best `Question.depth`. `vectors` are those of `candidates.rows`, shape
+    [n, dimension]; None when only words count."""
+    question, rows = candidates.question, candidates.rows
     parts = {
         name: getattr(question.weights, name) * values.astype(np.float64) for name, values in candidates.signals.items()
     }
@@ -113,39 +149,34 @@ def finish(candidates: Candidates, vectors: NDArray[np.float32] | None) -> list[
         products = vectors.astype(np.float64) @ question.vector.astype(np.float64)
         cosines = products.astype(np.float32).astype(np.float64)
         parts = {"meaning": question.weights.meaning * cosines, **parts}
-    scores = np.zeros(len(candidates.rows))
-    for part in parts.values():
-        scores += part
-    if cosines is not None and question.min_similarity is not None:
-        scores[cosines < question.min_similarity] = -np.inf
-    order = np.lexsort((-candidates.rows, -scores))[: question.depth]
-    return [
-        Hit(
-            int(candidates.rows[i]),
-            None if cosines is None else float(cosines[i]),
-            float(scores[i]),
-            {name: float(part[i]) for name, part in parts.items() if part[i] or name in ALWAYS_SHOWN},
-        )
-        for i in order.tolist()
-        if scores[i] > -np.inf
-    ]
+    ranked = Ranked(question, rows, _sum(parts, len(rows)), cosines, parts)
+    if cosines is None or question.min_similarity is None:
+        return ranked.best(question.depth)
+    passing = cosines >= question.min_similarity
+    barred = replace(ranked, scores=np.where(passing, ranked.scores, -np.inf))
+    return barred.best(min(question.depth, int(passing.sum())))
 
 
-def refine(hits: list[Hit], question: Question, similarities: NDArray[np.float32]) -> list[Hit]:
-    """The hits in the order that their tokens give them, too. `similarities` are `late_interaction.max_sims`, NaN for a
-    hit without codes, whose similarity is then taken to lie among the others' as its cosine does among theirs."""
-    known = np.isfinite(similarities)
-    if not known.any():
-        return hits[: question.limit]
-    cosines = np.array([hit.cosine for hit in hits], np.float64)
+def refine(ranked: Ranked, similarities: NDArray[np.float32]) -> Ranked:
+    """The same, ordered by their tokens too. `similarities` are `late_interaction.max_sims`, NaN for one without codes,
+    whose similarity is then taken to lie among the others' as its cosine does among theirs."""
+    known, cosines = np.isfinite(similarities), ranked.cosines
+    if not known.any() or cosines is None:
+        return ranked
     shift = float((similarities[known] - cosines[known]).mean())
-    values = question.weights.tokens * np.where(known, similarities, cosines + shift)
-    refined = []
-    for hit, value in zip(hits, values.tolist(), strict=True):
-        meaning = hit.parts["meaning"] * MEANING_LEFT
-        parts = {**hit.parts, "meaning": meaning, "tokens": value}
-        refined.append(replace(hit, score=sum(parts.values()), parts=parts))
-    return sorted(refined, key=lambda hit: (-hit.score, -hit.row))[: question.limit]
+    parts = {
+        **ranked.parts,
+        "meaning": MEANING_LEFT * ranked.parts["meaning"],
+        "tokens": ranked.question.weights.tokens * np.where(known, similarities, cosines + shift),
+    }
+    return replace(ranked, scores=_sum(parts, len(known)), parts=parts).best(len(known))
+
+
+def _sum(parts: Mapping[str, NDArray[np.float64]], count: int) -> NDArray[np.float64]:
+    total = np.zeros(count)
+    for part in parts.values():
+        total += part
+    return total
 
 
 def contenders(

@@ -112,8 +112,8 @@ class Ingestion:
         repository: MemoryRepository,
         intake: Intake,
         progress: Progress | None = None,
-    ) -> int:
-        """Brings the store to the document as it is now, in one step; how many chunks are new."""
+    ) -> list[str]:
+        """Brings the store to the document as it is now, in one step; the ids of the chunks that are new."""
         vectorizer = await repository.fitting_vectorizer()
         read = await in_thread(read_chunks, path, vectorizer.tokenizer, self.chunk_size, self.chunk_overlap)
         capacity = repository.rules.policies[self.tier].capacity
@@ -127,7 +127,7 @@ class Ingestion:
 
     async def _store(
         self, read: ChunkedDocument, repository: MemoryRepository, intake: Intake, progress: Progress | None
-    ) -> int:
+    ) -> list[str]:
         change = difference(read, await repository.all(Filter(session=read.session)))
         now = repository.now()
         new = [
@@ -146,4 +146,4 @@ class Ingestion:
         ]
         moved = await repository.with_vectors(change.moved)
         await repository.put([*moved, *new], replaces=change.gone, progress=progress)
-        return len(new)
+        return [entry.id for entry in new]

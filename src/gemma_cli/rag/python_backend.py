@@ -212,8 +212,9 @@ class PythonRAGBackend(Finding, Administration):
         return await self._put(entries)
 
     async def _put(self, entries: list[MemoryEntry]) -> list[str]:
+        embedded = [entry.id for entry in entries if entry.embedding is None]  # who brings a vector wants no model run
         ids = await self._repository.put(entries)
-        await self._index_new_tokens()
+        await self._index_new_tokens(embedded)
         return ids
 
     @timed
@@ -243,9 +244,9 @@ class PythonRAGBackend(Finding, Administration):
             chunk_size=(configured.chunk_size or None) if chunk_size is None else check.whole("chunk_size", chunk_size),
             chunk_overlap=None if overlap < 0 else overlap,
         )
-        count = await wanted.run(path, self._repository, self._intake, progress)
-        await self._index_new_tokens()
-        return count
+        new = await wanted.run(path, self._repository, self._intake, progress)
+        await self._index_new_tokens(new)
+        return len(new)
 
     # Changing
 
@@ -283,7 +284,8 @@ class PythonRAGBackend(Finding, Administration):
             vectorizer, _ = await self._repository.adopted_vectorizer()
             change = replace(change, embedding=await vectorizer.vector(change.content))
         updated = await store.update(memory_id, change, self.rules, self.now())
-        await self._index_new_tokens()
+        if updated is not None and not (isinstance(content, Keep) and isinstance(actor, Keep)):
+            await self._index_new_tokens([memory_id])
         return updated
 
     @timed

@@ -1,6 +1,7 @@
 """The codes of token vectors, computed after their memories are stored."""
 
 import logging
+from collections.abc import Sequence
 from typing import Final
 
 from gemma_cli.rag.embedders.base import Passage, TokenEncoding
@@ -20,9 +21,11 @@ MOST_TOKENS: Final = 64
 English are some 120 tokens: what is longer need not even be encoded."""
 
 
-async def index_tokens(repository: MemoryRepository, most: int | None = None) -> int:
-    """Encodes the memories that have no codes yet (at most `most`), oldest first, and says how many there were. 0 where
-    the store keeps none or the model makes none."""
+async def index_tokens(
+    repository: MemoryRepository, most: int | None = None, *, ids: Sequence[str] | None = None
+) -> int:
+    """Encodes the memories (of these ids; None: any) that have no codes yet, at most `most`, oldest first, and says how
+    many there were. 0 where the store keeps no codes or the model makes none."""
     store = repository.store
     if not isinstance(store, TokenStore):
         return 0
@@ -33,7 +36,7 @@ async def index_tokens(repository: MemoryRepository, most: int | None = None) ->
     async with repository.indexing:  # a second caller finds nothing left to do
         while most is None or done < most:
             wanted = TOGETHER if most is None else min(TOGETHER, most - done)
-            bare = await store.untokened(repository.now(), wanted, CONTEXT)
+            bare = await store.untokened(repository.now(), wanted, CONTEXT, ids)
             if not bare:
                 break
             await store.put_tokens(bare, await in_thread(_codes, encoder, bare))
@@ -41,11 +44,11 @@ async def index_tokens(repository: MemoryRepository, most: int | None = None) ->
     return done
 
 
-async def index_new_tokens(repository: MemoryRepository) -> None:
-    """The same after a write that has been acknowledged in all but name: a failure must not look as if it had failed,
-    so it is logged, and the codes come with the next write or consolidation."""
+async def index_new_tokens(repository: MemoryRepository, ids: Sequence[str]) -> None:
+    """The same for what has just been stored: that is done, and a failure here must not look as if it were not, so it
+    is logged, and the codes come with `index_tokens`."""
     try:
-        await index_tokens(repository)
+        await index_tokens(repository, ids=ids)
     except Exception:
         logger.exception("tokens_not_indexed", extra={"where": repository.where})
 

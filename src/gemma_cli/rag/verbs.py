@@ -1,7 +1,7 @@
 """What every group of the backend's verbs is written over, and how verbs are timed."""
 
 import functools
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Concatenate, ParamSpec, TypeVar
 
 from gemma_cli.rag.intake import Intake
@@ -49,7 +49,7 @@ class Verbs:
         """Seconds since the epoch, by this backend's clock."""
         return self._repository.now()
 
-    async def _index_new_tokens(self) -> None:
-        """After whatever stores or changes contents."""
-        if self._late_interaction:
-            await index_new_tokens(self._repository)
+    async def _index_new_tokens(self, ids: Sequence[str]) -> None:
+        """After whatever embeds a content."""
+        if self._late_interaction and ids:
+            await index_new_tokens(self._repository, ids)

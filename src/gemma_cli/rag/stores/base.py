@@ -241,10 +241,12 @@ class TokenStore(Protocol):
     """A store that keeps codes of each memory's token vectors (`late_interaction`), by which its answers are ordered
     more finely. Codes come after their memory; a memory without them is found all the same."""
 
-    async def untokened(self, now: float, limit: int, context: int) -> list[Untokened]:
-        """Memories without codes, or whose content or actor has changed since, oldest first. Each with the contents of
-        up to `context` memories right before it in its session (by when they happened, else were stored; then by
-        row)."""
+    async def untokened(
+        self, now: float, limit: int, context: int, ids: Sequence[str] | None = None
+    ) -> list[Untokened]:
+        """Memories (of these ids; None: any) without codes, or whose content or actor has changed since, oldest first.
+        Each with the contents of up to `context` memories right before it in its session (by when they happened, else
+        were stored; then by row)."""
 
     async def put_tokens(self, done: Sequence[Untokened], codes: Sequence[bytes]) -> None:
         """Keeps codes, except of memories that are gone, or have another content, actor or model meanwhile; each of

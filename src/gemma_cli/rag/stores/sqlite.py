@@ -131,8 +131,12 @@ class SqliteStore(SqliteEngine):
     async def links(self, memory_id: str | None, now: float, limit: int) -> list[Link]:
         return await self._read_with(lambda reader: sqlite_links.links(reader.db, reader.ns, memory_id, now, limit))
 
-    async def untokened(self, now: float, limit: int, context: int) -> list[Untokened]:
-        return await self._read_with(lambda reader: sqlite_tokens.untokened(reader.db, reader.ns, now, limit, context))
+    async def untokened(
+        self, now: float, limit: int, context: int, ids: Sequence[str] | None = None
+    ) -> list[Untokened]:
+        return await self._read_with(
+            lambda reader: sqlite_tokens.untokened(reader.db, reader.ns, now, limit, context, ids)
+        )
 
     async def put_tokens(self, done: Sequence[Untokened], codes: Sequence[bytes]) -> None:
         await self._write_with(0.0, lambda scope: sqlite_tokens.keep(scope, done, codes))

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gemma_cli.rag.blocks import Rows
-from gemma_cli.rag.candidates import Candidates, Hit, Question, finish, refine
+from gemma_cli.rag.candidates import Candidates, Hit, Question, Ranked, finish, refine
 from gemma_cli.rag.errors import ModelMismatchError, StoreDamagedError
 from gemma_cli.rag.index import Changes, MemoryIndex
 from gemma_cli.rag.late_interaction import max_sims, token_weights
@@ -108,17 +108,18 @@ class Reader:
         if blobs is not None:
             ordered = b"".join(blobs[row] for row in candidates.rows.tolist())
             vectors = np.frombuffer(ordered, np.float32).reshape(len(candidates.rows), index.dimension)
-        hits = self._refined(index, candidates.question, finish(candidates, vectors), now)
-        return [self._entry(hit, None if blobs is None else blobs[hit.row]) for hit in hits]
+        ranked = self._refined(index, finish(candidates, vectors), now)
+        return [self._entry(hit, None if blobs is None else blobs[hit.row]) for hit in ranked.hits()]
 
-    def _refined(self, index: MemoryIndex, question: Question, hits: list[Hit], now: float) -> list[Hit]:
-        """The hits, ordered by their tokens too where the question has some."""
-        query = question.tokens
-        if query is None or not hits:
-            return hits
+    def _refined(self, index: MemoryIndex, ranked: Ranked, now: float) -> Ranked:
+        """The best, ordered by their tokens too where the question has some."""
+        query = ranked.question.tokens
+        if query is None:
+            return ranked
         weights = token_weights(query.terms, index.rarity(query.terms.tolist(), now))
-        codes = sqlite_tokens.codes(self.db, [hit.row for hit in hits])
-        return refine(hits, question, max_sims(query, weights, [codes.get(hit.row, b"") for hit in hits]))
+        rows = ranked.rows.tolist()
+        codes = sqlite_tokens.codes(self.db, rows)
+        return refine(ranked, max_sims(query, weights, [codes.get(row, b"") for row in rows]))
 
     def _blobs(self, candidates: Candidates) -> dict[int, bytes] | None:
         """The vectors of the candidates, by row; None where they do not count."""

@@ -11,10 +11,12 @@ from gemma_cli.rag.embedders.base import Passage
 from gemma_cli.rag.stores.base import Untokened
 from gemma_cli.rag.stores.sqlite_scope import Scope
 
-UNTOKENED: Final = (
-    "SELECT row, content, actor, session, coalesce(occurred, created) FROM memories INDEXED BY by_untokened "
-    "WHERE ns = ? AND tokened = 0 AND (expires IS NULL OR expires > ?) ORDER BY row LIMIT ?"
+_UNTOKENED: Final = (
+    "SELECT row, content, actor, session, coalesce(occurred, created) FROM memories INDEXED BY {} "
+    "WHERE ns = ? AND tokened = 0 AND (expires IS NULL OR expires > ?){} ORDER BY row LIMIT ?"
 )
+UNTOKENED: Final = _UNTOKENED.format("by_untokened", "")
+UNTOKENED_OF: Final = _UNTOKENED.format("by_id", " AND id IN (SELECT value FROM json_each(?))")
 _MEMBERS: Final = (
     "SELECT content, actor FROM memories INDEXED BY by_session "
     "WHERE ns = ?1 AND session = ?2 AND (expires IS NULL OR expires > ?5) AND "
@@ -27,11 +29,15 @@ EARLIER: Final = (
 of pairs, or a union, SQLite would read the whole session."""
 
 
-def untokened(db: apsw.Connection, ns: int, now: float, limit: int, context: int) -> list[Untokened]:
+def untokened(
+    db: apsw.Connection, ns: int, now: float, limit: int, context: int, ids: Sequence[str] | None
+) -> list[Untokened]:
     """See `TokenStore.untokened`."""
+    sql = UNTOKENED if ids is None else UNTOKENED_OF
+    values = (ns, now, limit) if ids is None else (ns, now, json.dumps(ids), limit)
     generation = _generation(db, ns)
     found = []
-    for row, content, actor, session, time in db.execute(UNTOKENED, (ns, now, limit)):
+    for row, content, actor, session, time in db.execute(sql, values):
         earlier = [] if session is None else _before(db, (ns, session, time, row, now), context)
         found.append(
             Untokened(
