@@ -4,8 +4,5 @@ ARGS ?=
 
 .PHONY: demo test lint bench bench-quality clean
 
-demo test lint bench clean:
+demo test lint bench bench-quality clean:
 	@$(PYTHON) dev.py $@ $(ARGS)
-
-bench-quality:
-	@$(PYTHON) dev.py bench quality $(ARGS)

@@ -5,6 +5,7 @@
     python3 dev.py test ...    lint, types, then pytest with coverage; what follows is passed to pytest
     python3 dev.py lint        lint and types alone
     python3 dev.py bench ...   the drivers benchmarks/bench_*.py, or those named
+    python3 dev.py bench-quality ...  what recall finds; what follows is passed to benchmarks/bench_quality.py
     python3 dev.py shell-env   lines for the shell: eval "$(python3 dev.py shell-env)"
     python3 dev.py clean       removes .venv/ and whatever was built
 
@@ -271,6 +272,11 @@ def bench(arguments: list[str]) -> int:
     return first_failure([run("python", drivers[name].relative_to(ROOT)) for name in arguments or drivers])
 
 
+def bench_quality(arguments: list[str]) -> int:
+    ensure({"demo", "test"})
+    return run("python", "benchmarks/bench_quality.py", *arguments)
+
+
 def shell_env(_: list[str]) -> int:
     ensure({"demo", "test"})
     print(f'export VIRTUAL_ENV={shlex.quote(str(VENV))}\nexport PATH={shlex.quote(str(BIN))}{os.pathsep}"$PATH"')
@@ -297,6 +303,7 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "test": test,
     "lint": lint,
     "bench": bench,
+    "bench-quality": bench_quality,
     "shell-env": shell_env,
     "clean": clean,
 }
