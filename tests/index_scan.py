@@ -176,7 +176,7 @@ class Scan:
             beside = self.neighbours(m, living)
             need = 30 / max(m.words.total(), 30)
             words = worded(m)
-            score = weights.words * words + weights.length * math.log1p(m.words.total())
+            score = weights.words * words
             score += weights.question * m.text.endswith("?") + weights.importance * m.importance
             if beside:
                 score += weights.words_nearby * max(map(worded, beside)) * need

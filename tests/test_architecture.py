@@ -20,7 +20,7 @@ LAYERS = (
     "_version errors validation memory words actors calendar_spans dates quantize documents settings settings_schema",
     "combining lru_cache offload periodic replacing",
     # The parts that the policy is written over; each knows the foundations and its neighbours here.
-    "embedders stores index blocks postings sessions signals candidates ranking late_interaction",
+    "embedders stores index blocks postings sessions signals candidates ranking late_interaction confidence",
     "readers readers_rich chunking",
     # What stands between a caller and those parts.
     "batch_engine batching queries similar prefetching monitoring",

@@ -80,6 +80,20 @@ def test_a_memory_outlives_the_process_and_is_found_by_its_meaning(tmp_path: Pat
     assert first.stderr == second.stderr == ""
 
 
+def test_recall_gives_nothing_below_a_confidence(tmp_path: Path) -> None:
+    """With --min-confidence and the real model, a question about something else finds nothing; what the memories speak
+    of is found, and the confidence is told on stderr."""
+    model = {"GEMMA_RAG_EMBEDDING__PROVIDER": "local"}
+    assert run_command("remember", "My dog Rex is ill.", cwd=tmp_path, env=model).code == 0
+    asked = ("--min-confidence", "0.3", "--json")
+    found = run_command("recall", "Is my dog Rex ill?", *asked, cwd=tmp_path, env=model)
+    assert [hit["content"] for hit in found.json()] == ["My dog Rex is ill."]
+    assert found.stderr.startswith("confidence 0.")
+    other = run_command("recall", "When is the tax return due?", *asked, cwd=tmp_path, env=model)
+    assert (other.code, other.json()) == (ExitCode.NOTHING_FOUND, [])
+    assert other.stderr.startswith("confidence 0.0")
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="there are neither pseudo-terminals nor a SIGINT to send")
 def test_ctrl_c_during_an_ingestion_leaves_a_sound_store(tmp_path: Path, store: Path) -> None:
     """Interrupted while its second document is embedded, an ingestion exits with 130 and keeps the first one alone."""
@@ -213,6 +227,49 @@ def test_recall_explains_itself(store: Path) -> None:
     [hit] = call("recall", "brass", "--explain", "--json").json()
     assert sum(hit["explanation"].values()) == pytest.approx(hit["score"])
     assert "meaning" in call("recall", "brass", "--explain").stdout
+
+
+def test_recall_prints_the_text_for_a_prompt(store: Path) -> None:
+    """With --max-tokens stdout is the rendered text and nothing else; only what is in it counts as an access."""
+    options = ["--at", "2026-03-02", "--session", "s"]
+    first = remember("The lamp has a brass bowl, and the keeper polishes it on Wednesdays.", *options, "--actor", "Mia")
+    second = remember("Brass lamp oil [is] kept below.", "--at", "2026-03-01", "--session", "s", "--actor", "Bo")
+    far = remember("Terns nest on the rock in June, and nobody may go there before they have left it.", *options)
+    outcome = call("recall", "brass lamp", "--max-tokens", "50")
+    assert (outcome.code, outcome.stderr) == (0, "")
+    assert outcome.stdout == (
+        "[2026-03-01] Bo: Brass lamp oil [is] kept below.\n"
+        "[2026-03-02] Mia: The lamp has a brass bowl, and the keeper polishes it on Wednesdays.\n"
+    )
+    counts = {memory["id"]: memory["access_count"] for memory in call("list", "--json").json()}
+    assert counts == {first: 1, second: 1, far: 0}
+    hits = call("recall", "brass lamp", "--max-tokens", "50", "--json", "--explain").json()
+    assert [hit["id"] for hit in hits] == [second, first]
+    assert all(hit["score"] > 0 and hit["explanation"] for hit in hits)
+
+
+def test_limit_beside_max_tokens_is_the_number_of_candidates(store: Path) -> None:
+    """--limit bounds what is considered; without either option five memories are shown."""
+    for number in range(7):
+        remember(f"lamp number {number}")
+    assert len(call("recall", "lamp", "--json").json()) == 5
+    assert call("recall", "lamp", "--max-tokens", "1000").stdout.count("lamp number") == 7
+    assert call("recall", "lamp", "--max-tokens", "1000", "-n", "2").stdout.count("lamp number") == 2
+
+
+def test_the_text_for_a_prompt_moves_no_cursor(store: Path) -> None:
+    """Control characters of a memory are shown as replacement characters, and long lines stay whole."""
+    remember("a lamp\x1b[2J\x07 of " + "brass " * 60 + "on a rock")
+    shown = call("recall", "lamp", "--max-tokens", "1000").stdout
+    assert shown == "a lamp\ufffd[2J\ufffd of " + "brass " * 60 + "on a rock\n"
+
+
+def test_a_budget_that_nothing_fits_into_is_nothing_found(store: Path) -> None:
+    """Where no memory fits, stdout has no text, the exit code is 3, and the budget is named."""
+    remember()
+    refused(call("recall", "brass", "--max-tokens", "2"), "within 2 tokens", code=ExitCode.NOTHING_FOUND)
+    outcome = call("recall", "brass", "--max-tokens", "2", "--json")
+    assert (outcome.code, outcome.json()) == (ExitCode.NOTHING_FOUND, [])
 
 
 def test_forget_removes_what_is_there_and_names_what_is_not(store: Path) -> None:
@@ -357,8 +414,13 @@ def test_reembed_goes_over_to_another_model(store: Path, monkeypatch: pytest.Mon
         (["recall", ""], ["query", "empty"]),
         (["recall", "x", "--limit", "0"], ["limit", "0"]),
         (["recall", "x", "--limit", "many"], ["--limit"]),
+        (["recall", "x", "--max-tokens", "0"], ["max_tokens", "0"]),
+        (["recall", "x", "--max-tokens", "few"], ["--max-tokens"]),
+        (["recall", "x", "--max-tokens", "9", "--explain"], ["--max-tokens", "--explain"]),
+        (["recall", "x", "--max-tokens", "9", "--why-not", NO_SUCH_ID], ["--max-tokens", "--why-not"]),
         (["recall", "x", "--since", "never"], ["since", "never"]),
         (["recall", "x", "--min-similarity", "7"], ["min_similarity", "7"]),
+        (["recall", "x", "--min-confidence", "2"], ["min_confidence", "2"]),
         (["recall", "x", "--weight", "loud=1"], ["loud", "meaning"]),
         (["recall", "x", "--weight", "words"], ["words", "NAME=NUMBER"]),
         (["search", "x", "--min-importance", "-1"], ["min_importance", "-1"]),

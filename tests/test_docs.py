@@ -44,7 +44,35 @@ def parses(words: list[str]) -> bool:
 # The README
 
 
-@pytest.mark.parametrize("code", blocks(README, "python"))
+def test_every_python_example_is_run() -> None:
+    """The tests below run all of the README's Python."""
+    assert blocks(README, "python") == [
+        code for title in ("Use it", "Into a prompt", "How it finds") for code in blocks(section(title), "python")
+    ]
+
+
+def test_the_prompt_is_the_one_that_is_shown(tmp_path: Path) -> None:
+    """The example under "Into a prompt" prints the text that stands below it."""
+    [code], [text] = (blocks(section("Into a prompt"), language) for language in ("python", "text"))
+    (tmp_path / "example.py").write_text(code)
+    outcome = run_python("example.py", cwd=tmp_path)
+    assert (outcome.code, outcome.stderr) == (0, "")
+    assert outcome.stdout == text
+
+
+def test_the_explanation_names_the_memory_and_what_was_in_the_way(tmp_path: Path) -> None:
+    """The example under "How it finds" prints the best memory with its parts, and why the other one is not it."""
+    [code] = blocks(section("How it finds"), "python")
+    (tmp_path / "example.py").write_text(code)
+    outcome = run_python("example.py", cwd=tmp_path)
+    assert (outcome.code, outcome.stderr) == (0, "")
+    found, reason = outcome.stdout.splitlines()
+    assert found.startswith("I bought a ferry ticket for June. {")
+    assert {"'meaning'", "'actor'", "'tokens'"} <= set(re.findall(r"'\w+'", found))
+    assert reason.startswith("it is number 2, and the answer has 1: ")
+
+
+@pytest.mark.parametrize("code", blocks(section("Use it"), "python"))
 def test_the_python_example_runs_as_it_stands(code: str, tmp_path: Path) -> None:
     """Copied into an empty directory, the example runs and prints the memory that answers its question."""
     (tmp_path / "example.py").write_text(code)

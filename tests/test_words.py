@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gemma_cli.rag.words import (
+    ASKS,
     STOP_WORDS,
     TERM_DTYPE,
     WORDS_VERSION,
@@ -190,11 +191,20 @@ def test_terms_are_packed_with_their_counts() -> None:
 @given(any_text, st.sets(st.integers(0, 2**64 - 1), max_size=4))
 @settings(deadline=None)
 def test_decoding_gives_back_what_was_encoded(text: str, facets: set[int]) -> None:
-    """Every distinct term once, its count beside it, and each facet that is no word with 0."""
+    """Every distinct term once, its count beside it, and each facet that is no word with 0 (`ASKS` among them)."""
     expected: dict[int, int] = dict(Counter(word_terms(text, singles=True)))
     packed = encode_terms(text, facets)
+    facets = facets | ({ASKS} if ASKS in counts(packed) else set())
     assert counts(packed) == expected | {f: 0 for f in facets if f not in expected}
     assert len(packed) == 9 * len(counts(packed))
+
+
+def test_what_ends_with_a_question_mark_asks() -> None:
+    """In any script, and whatever blanks come after it; a question mark elsewhere is none."""
+    assert all(
+        counts(encode_terms(text)).get(ASKS) == 0 for text in ("red?", "red? \n", "\u7ea2\uff1f", "\u0623\u061f", "?")
+    )
+    assert all(ASKS not in counts(encode_terms(text)) for text in ("red", "red? blue", "", "?red"))
 
 
 def test_a_count_stops_at_what_a_byte_holds() -> None:

@@ -47,6 +47,7 @@ VERBS = {
     "cleanup_expired": lambda b: b.cleanup_expired(),
     "link_near_duplicates": lambda b: b.link_near_duplicates(),
     "near_duplicates": lambda b: b.near_duplicates(),
+    "index_tokens": lambda b: b.index_tokens(),
 }
 
 

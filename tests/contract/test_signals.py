@@ -11,8 +11,6 @@ from gemma_cli.rag import InvalidInputError, InvalidTypeError, MemoryEntry
 
 pytestmark = pytest.mark.anyio
 
-PLAIN = {"length": 0.0}
-
 
 def said(content: str, session: str | None = None, tier: str = "semantic", **given: object) -> MemoryEntry:
     """All with one vector, so that everything but the meaning decides."""
@@ -30,7 +28,7 @@ async def test_what_stands_beside_a_hit_is_lifted(place: Place, clock: Clock) ->
     backend = await place.open(clock=clock)
     talk = ["hello there", "where is harbour", "near bridge", "thanks friend", "bye now"]
     await backend.store_memories([said(text, "one") for text in talk] + [said("far away"), said("harbour", "two")])
-    found = await order(backend, "harbour", weights=PLAIN)
+    found = await order(backend, "harbour")
     assert set(found[:2]) == {"where is harbour", "harbour"}
     assert set(found[2:4]) == {"hello there", "near bridge"}
     hits = await backend.recall_memories("harbour", limit=20, explain=True, touch=False)

@@ -21,18 +21,21 @@ from gemma_cli.commands.options import (
 from gemma_cli.commands.session import ExitCode
 
 if TYPE_CHECKING:
-    from gemma_cli.rag import MemoryEntry, PythonRAGBackend, WhyNot
+    from gemma_cli.rag import MemoryEntry, PythonRAGBackend, Recalled, WhyNot
     from gemma_cli.rag.finding import Filters
 
 
-def _found(memories: "list[MemoryEntry]", as_json: bool) -> None:
-    """Shows memories; an empty answer is said on stderr and in the exit code."""
-    from gemma_cli.commands.output import print_memories
+def _found(memories: "list[MemoryEntry]", as_json: bool, max_tokens: int | None = None) -> None:
+    """Shows memories, those under a budget as the text for a prompt; an empty answer is said on stderr and in the exit
+    code."""
+    from gemma_cli.commands.output import print_memories, print_prompt
 
-    if memories or as_json:
+    if memories and max_tokens is not None and not as_json:
+        print_prompt(memories)
+    elif memories or as_json:
         print_memories(memories, as_json=as_json)
     if not memories:
-        typer.echo("nothing found", err=True)
+        typer.echo("nothing found" if max_tokens is None else f"nothing found within {max_tokens} tokens", err=True)
         raise typer.Exit(ExitCode.NOTHING_FOUND)
 
 
@@ -96,10 +99,25 @@ def recall(
     context: typer.Context,
     query: Annotated[str, typer.Argument(help="A question or some words.")],
     tier: Tier = None,
-    limit: Limit = 5,
+    limit: Annotated[
+        int | None,
+        typer.Option("--limit", "-n", help="How many at most; with --max-tokens, candidates.", show_default="5"),
+    ] = None,
+    max_tokens: Annotated[
+        int | None,
+        typer.Option(
+            "--max-tokens",
+            metavar="N",
+            help="Print the best that fit into N tokens as text for a prompt, in reading order. "
+            "The embedding model's tokenizer counts.",
+        ),
+    ] = None,
     tag: Tags = None,
     min_importance: MinImportance = 0.0,
     min_similarity: Annotated[float | None, typer.Option(help="Cosine, from -1 to 1.")] = None,
+    min_confidence: Annotated[
+        float | None, typer.Option(help="Give nothing if the answer is right with less than this probability, 0 to 1.")
+    ] = None,
     since: Annotated[str | None, typer.Option(help="Happened then or later, ISO 8601.")] = None,
     until: Annotated[str | None, typer.Option(help="Happened then or earlier, ISO 8601.")] = None,
     actor: Actor = None,
@@ -115,6 +133,10 @@ def recall(
     as_json: Json = False,
 ) -> None:
     """Find memories by meaning and by words."""
+    if max_tokens is not None and (why_not is not None or (explain and not as_json)):
+        raise typer.BadParameter(
+            "goes neither with --why-not nor, without --json, with --explain", param_hint="--max-tokens"
+        )
     filters: Filters = {
         "tags": tag,
         "min_importance": min_importance,
@@ -126,17 +148,28 @@ def recall(
     }
     weights = None if weight is None else dict(map(_weight, weight))
 
-    async def find(backend: "PythonRAGBackend") -> "list[MemoryEntry]":
+    async def find(backend: "PythonRAGBackend") -> "Recalled":
         return await backend.recall_memories(
-            query, tier, limit, **filters, weights=weights, touch=touch, explain=explain
+            query,
+            tier,
+            limit,
+            **filters,
+            min_confidence=min_confidence,
+            weights=weights,
+            touch=touch,
+            explain=explain,
+            max_tokens=max_tokens,
         )
 
     async def ask_why(backend: "PythonRAGBackend") -> "WhyNot":
         assert why_not is not None
-        return await backend.why_not(query, why_not, tier, limit, **filters, weights=weights)
+        return await backend.why_not(query, why_not, tier, 5 if limit is None else limit, **filters, weights=weights)
 
     if why_not is None:
-        _found(context.obj.ask(find), as_json)
+        found = context.obj.ask(find)
+        if found.confidence and (min_confidence is not None or not as_json):  # stdout has the memories alone
+            typer.echo(f"confidence {found.confidence:.2f}", err=True)
+        _found(found, as_json, max_tokens)
     else:
         from gemma_cli.commands.output import print_verdict
 

@@ -67,6 +67,13 @@ def print_memories(memories: "Sequence[MemoryEntry]", *, as_json: bool) -> None:
     out.print(table)
 
 
+def print_prompt(memories: "Sequence[MemoryEntry]") -> None:
+    """The text for a prompt, on stdout as it is: neither wrapped nor coloured."""
+    from gemma_cli.rag import render
+
+    typer.echo(_visible(render(memories)))
+
+
 def _described(memory: "MemoryEntry") -> Text:
     """Content, who said it, tags, and the parts of the score where they were asked for; never read as markup."""
     text = Text(f"{_visible(memory.actor)}: " if memory.actor else "")

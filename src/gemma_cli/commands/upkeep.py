@@ -17,16 +17,22 @@ def consolidate(
     days: Annotated[float, typer.Option(help="How far --plan looks ahead.")] = 7.0,
     as_json: Json = False,
 ) -> None:
-    """Remove what has expired, move up what deserves it, and link memories that say nearly the same."""
+    """Remove what has expired, move up what deserves it, link memories that say nearly the same, and encode the tokens
+    of what was imported or re-embedded."""
     from gemma_cli.commands.output import print_json, print_plan
-    from gemma_cli.rag import MemoryConsolidator, Plan
+    from gemma_cli.rag import MemoryConsolidator, ModelError, Plan
 
     async def run(backend: "PythonRAGBackend") -> "Plan | dict[str, int]":
         rules = backend.rules
-        consolidator = MemoryConsolidator(backend, rules.threshold, rules.decay)
+        consolidator = MemoryConsolidator(backend, rules.threshold, rules.decay, token_codes=False)
         if plan:
             return await consolidator.plan(days)
         await consolidator.run_consolidation()
+        try:
+            if encoded := await backend.index_tokens():
+                typer.echo(f"tokens of {encoded} memories encoded", err=True)
+        except ModelError as error:  # the rest needs no model, and is done
+            typer.echo(f"no tokens encoded: {error}", err=True)
         moved: dict[str, int] = consolidator.get_stats()["promotions_by_tier"]
         return moved
 

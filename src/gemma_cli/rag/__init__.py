@@ -4,6 +4,7 @@ from gemma_cli.rag._version import __version__
 from gemma_cli.rag.administration import BackendInfo
 from gemma_cli.rag.background import BackgroundTasks
 from gemma_cli.rag.batching import BatchEmbedder
+from gemma_cli.rag.confidence import Recalled
 from gemma_cli.rag.consolidation import MemoryConsolidator, Plan, PlannedLoss, PlannedMove
 from gemma_cli.rag.embedders import EmbeddingOptions, create_embedder
 from gemma_cli.rag.embedders.base import Embedder, ModelIdentity
@@ -31,6 +32,7 @@ from gemma_cli.rag.errors import (
 )
 from gemma_cli.rag.memory import TIER_POLICIES, MemoryEntry, MemoryTier, TierPolicy, TierRules
 from gemma_cli.rag.monitoring import PerformanceMonitor
+from gemma_cli.rag.packing import TokenCounter, estimate_tokens, pack, render, token_counter
 from gemma_cli.rag.python_backend import PythonRAGBackend
 from gemma_cli.rag.queries import Answered, QueryOptimizer
 from gemma_cli.rag.settings import Settings, load_settings
@@ -69,6 +71,7 @@ __all__ = [
     "PythonRAGBackend",
     "QueryOptimizer",
     "QueueFullError",
+    "Recalled",
     "Settings",
     "SettingsError",
     "Stage",
@@ -80,8 +83,13 @@ __all__ = [
     "StoreVersionError",
     "TierPolicy",
     "TierRules",
+    "TokenCounter",
     "WhyNot",
     "__version__",
     "create_embedder",
+    "estimate_tokens",
     "load_settings",
+    "pack",
+    "render",
+    "token_counter",
 ]

@@ -11,6 +11,7 @@ from gemma_cli.rag.embedders.base import ModelIdentity
 from gemma_cli.rag.memory import MemoryEntry, MemoryTier, TierRules, parse_tier
 from gemma_cli.rag.repository import Progress
 from gemma_cli.rag.stores.base import Filter, Link, Linking, Verifying
+from gemma_cli.rag.token_index import index_tokens
 from gemma_cli.rag.verbs import Verbs, timed
 
 
@@ -105,6 +106,16 @@ class Administration(Verbs):
         is at least `similarity`, and says how many links are new. Nothing is merged or removed."""
         bar = check.number("similarity", similarity, 0.0, 1.0)
         return await duplicates.link_near_duplicates(self._repository, bar)
+
+    @timed
+    async def index_tokens(self, most: int | None = None) -> int:
+        """Encodes the tokens of memories that were imported, re-embedded or stored before `late_interaction` was on (at
+        most `most` of them, oldest first), so that answers are ordered by these too; says how many there were. What is
+        stored otherwise needs no call. 0 where nothing is left, with [memory] late_interaction off, and where the model
+        or the store has no tokens. Runs the model; can be interrupted and called again."""
+        most = None if most is None else check.whole("most", most)
+        _ = self._repository.store  # a backend that is not open says so, whatever its settings
+        return await index_tokens(self._repository, most) if self._late_interaction else 0
 
     async def near_duplicates(self, memory_id: str | None = None, limit: int = 100) -> list[Link]:
         """The links of one memory, or of all, most similar first."""

@@ -6,6 +6,7 @@ from datetime import datetime
 from typing import Final, Protocol
 
 from gemma_cli.rag.candidates import Question
+from gemma_cli.rag.confidence import Recalled
 from gemma_cli.rag.errors import BackendStateError
 from gemma_cli.rag.memory import MemoryEntry
 from gemma_cli.rag.queries import QueryOptimizer
@@ -14,6 +15,9 @@ LARGEST_KEPT: Final = 100
 """Answers of more memories than this are not kept: a few of them would fill the memory that many small ones use."""
 
 Search = Callable[[str, Question], Awaitable[list[MemoryEntry]]]
+
+Judge = Callable[[list[MemoryEntry]], Recalled]
+"""What of a ranking is the answer, and how sure it is."""
 
 
 class Source(Protocol):
@@ -49,13 +53,16 @@ class AnswerCache:
         if optimizer is not None:
             await optimizer.close()
 
-    async def answer(self, query: str, question: Question, touched_at: datetime | None = None) -> list[MemoryEntry]:
-        """What `search(query, question)` finds; `question` has no vector yet. `touched_at`: count this as an access."""
-        found = await self._found(query, question)
+    async def answer(
+        self, query: str, question: Question, touched_at: datetime | None = None, judge: Judge = Recalled
+    ) -> Recalled:
+        """What `search(query, question)` finds and `judge` lets pass; `question` has no vector yet. `touched_at`: count
+        this as an access."""
+        found = judge(await self._found(query, question))
         if touched_at is not None:
             for entry in found:  # the kept ones, so that the next answer goes on counting
                 entry.update_access(touched_at)
-        return [_copy(entry) for entry in found]
+        return Recalled(map(_copy, found), found.confidence)
 
     async def _found(self, query: str, question: Question) -> list[MemoryEntry]:
         if self._optimizer is None:

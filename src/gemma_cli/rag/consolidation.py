@@ -31,6 +31,9 @@ logger = logging.getLogger("gemma_cli.rag.consolidation")
 DEFAULT_INTERVAL: Final = 300.0
 """Seconds between two runs of the background task."""
 
+INDEXED_PER_RUN: Final = 128
+"""Memories whose tokens one run encodes, which takes a few seconds of one core; what is left waits for the next."""
+
 
 @dataclass(frozen=True, slots=True)
 class PlannedMove:
@@ -69,9 +72,11 @@ class MemoryConsolidator:
     time_decay_factor: decay of relevance per day of age.
     consolidation_interval: seconds between two runs of the background task.
     duplicate_similarity: cosine from which two memories are linked as near-duplicates; None: none are looked for.
+    token_codes: whether a run encodes the tokens of memories that have not had it done, 128 at most
+        (`PythonRAGBackend.index_tokens`).
 
-    A run is one transaction of the store: it moves a memory one tier at most, and two processes that consolidate at
-    once promote nothing twice. Pinned memories stay where they are.
+    A run promotes in one transaction of the store: it moves a memory one tier at most, and two processes that
+    consolidate at once promote nothing twice. Pinned memories stay where they are.
     """
 
     def __init__(
@@ -82,6 +87,7 @@ class MemoryConsolidator:
         consolidation_interval: float = DEFAULT_INTERVAL,
         *,
         duplicate_similarity: float | None = NEAR_DUPLICATE,
+        token_codes: bool = True,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._backend = backend
@@ -93,6 +99,7 @@ class MemoryConsolidator:
             if duplicate_similarity is None
             else check.number("duplicate_similarity", duplicate_similarity, 0.0, 1.0)
         )
+        self._token_codes = check.flag("token_codes", token_codes)
         self._monotonic = monotonic
         self._periodic: Periodic | None = None
         self._runs = 0
@@ -108,15 +115,17 @@ class MemoryConsolidator:
         return replace(self._backend.rules, decay=self._decay, threshold=self._threshold)
 
     async def run_consolidation(self) -> int:
-        """Removes what has expired, promotes what deserves it, links near-duplicates among what is new, and says how
-        many memories moved."""
+        """Removes what has expired, promotes what deserves it, links near-duplicates among what is new, encodes the
+        tokens of what was imported, and says how many memories moved."""
         start = self._monotonic()
         moves = await self._backend.promote_deserving(self._rules)
+        self._moves.update(moves)  # done, whatever becomes of the rest
         if self._similarity is not None:
             self._linked += await self._backend.link_near_duplicates(self._similarity)
+        if self._token_codes:
+            await self._backend.index_tokens(INDEXED_PER_RUN)
         self._seconds += self._monotonic() - start
         self._runs += 1
-        self._moves.update(moves)
         self._last = datetime.fromtimestamp(self._backend.now(), UTC)
         return sum(moves.values())
 

@@ -4,20 +4,33 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from datetime import datetime
-from typing import TypedDict, Unpack
+from typing import Final, TypedDict, Unpack
 
 from gemma_cli.rag import intake, why_not
 from gemma_cli.rag import validation as check
 from gemma_cli.rag.answers import AnswerCache
-from gemma_cli.rag.candidates import Question
+from gemma_cli.rag.candidates import REFINED, Question
+from gemma_cli.rag.confidence import Recalled, judged
 from gemma_cli.rag.errors import InvalidInputError, InvalidTypeError
 from gemma_cli.rag.late_interaction import query_tokens
 from gemma_cli.rag.memory import MemoryEntry, MemoryTier, parse_tier
+from gemma_cli.rag.offload import in_thread
+from gemma_cli.rag.packing import TokenCounter, pack, token_counter
 from gemma_cli.rag.ranking import BY_WORDS
 from gemma_cli.rag.stores.base import Filter
 from gemma_cli.rag.verbs import Verbs, timed
 from gemma_cli.rag.why_not import WhyNot
 from gemma_cli.rag.words import without
+
+DEFAULT_LIMIT: Final = 5
+
+FEWEST_CANDIDATES: Final = 50
+MOST_CANDIDATES: Final = 200
+"""How many memories a budget of tokens is packed from. 50 is the depth that packing was measured with; 200 take some 70
+ms of one core."""
+
+TOKENS_PER_CANDIDATE: Final = 16
+"""A memory of one short sentence has about as many, so that a large budget does not want for candidates."""
 
 
 class Filters(TypedDict, total=False):
@@ -42,19 +55,22 @@ class Finding(Verbs):
         self,
         query: str,
         memory_type: MemoryTier | str | None = None,
-        limit: int = 5,
+        limit: int | None = None,
         *,
         tags: Iterable[str] | None = None,
         min_importance: float = 0.0,
         since: datetime | str | float | None = None,
         until: datetime | str | float | None = None,
         min_similarity: float | None = None,
+        min_confidence: float | None = None,
         actor: str | None = None,
         session: str | None = None,
         touch: bool = True,
         explain: bool = False,
         weights: Mapping[str, float] | None = None,
-    ) -> list[MemoryEntry]:
+        max_tokens: int | None = None,
+        count_tokens: TokenCounter | None = None,
+    ) -> Recalled:
         """The memories that answer a query best, best first: by meaning and words, by what stands beside them in their
         session, by who said them and when, where the query names somebody or a time (`ranking` has the formula).
 
@@ -62,7 +78,20 @@ class Finding(Verbs):
         when it was stored) <= `until`, cosine at least, actor, session. `touch` counts the recall as an access of each
         hit; `explain` fills `entry.explanation` with the parts that add up to `entry.score`. `weights` changes what
         single signals count for, by the names of `ranking.Weights`: `{"importance": 0.2}` lets what matters more win
-        among equals, `{"words": 0}` goes by meaning alone."""
+        among equals, `{"words": 0}` goes by meaning alone. `limit` is 5 unless given.
+
+        The answer is a list with a `confidence` (see `Recalled`): how likely it holds what was asked for. Below
+        `min_confidence` nothing is given or counts as accessed, and the confidence is told all the same; that raises
+        `InvalidInputError` where there are hits and their confidence is not known. 0.2 is a mild bound (figures for
+        some are in `benchmarks/results/confidence.json`).
+
+        With `max_tokens`, the best that fit: those that `pack` chooses so that `render` of them has at most so many
+        tokens. They come in reading order, not best first (`score` stays filled); none but they count as accessed, and
+        none fits is `[]`. `limit` is then how many candidates are considered, from 50 to 200 by the budget unless
+        given. `count_tokens` (texts to numbers of tokens; called in a thread) should be the tokenizer of the model that
+        reads the prompt; by default the embedding model's own counts, or an estimate where it has none."""
+        budget = None if max_tokens is None else check.whole("max_tokens", max_tokens)
+        limit = _default_limit(budget) if limit is None else limit
         now = self.now()
         question = self._question(
             query,
@@ -79,13 +108,34 @@ class Finding(Verbs):
             session=session,
         )
         touch, explain = check.flag("touch", touch), check.flag("explain", explain)
-        found = await self._answers.answer(query, question, check.moment("clock", now) if touch else None)
+        touched_at = check.moment("clock", now) if touch else None
+        least = None if min_confidence is None else check.number("min_confidence", min_confidence, 0.0, 1.0)
+
+        def judge(ranking: list[MemoryEntry]) -> Recalled:
+            model = self._repository.stored_model
+            return judged(ranking, question.weights, None if model is None else model.identity.name, least)
+
+        found = await self._answers.answer(query, question, touched_at if budget is None else None, judge)
+        if budget is not None:
+            found = Recalled(await self._packed(found, budget, count_tokens, touched_at), found.confidence)
         if touch and found:
             self._repository.store.touch([entry.id for entry in found], now)
         if not explain:
             for entry in found:
                 entry.explanation = None
         return found
+
+    async def _packed(
+        self, found: list[MemoryEntry], max_tokens: int, count_tokens: TokenCounter | None, touched_at: datetime | None
+    ) -> list[MemoryEntry]:
+        """Those that fit, in reading order; `touched_at`: count this as an access of them."""
+        if count_tokens is None:
+            count_tokens = token_counter((await self._repository.fitting_vectorizer()).tokenizer)
+        packed = await in_thread(pack, found, max_tokens, count_tokens)
+        if touched_at is not None:
+            for entry in packed:
+                entry.update_access(touched_at)
+        return packed
 
     def _question(
         self, query: str, memory_type: object, limit: object, weights: object, now: float, **filters: Unpack[Filters]
@@ -129,11 +179,18 @@ class Finding(Verbs):
             return why_not.absent(memory_id, expired)
         if (verdict := why_not.filtered(entry, question)) is not None:
             return verdict
+        # As a recall does it: so many by all else are put in order by their tokens. Deeper, it would be other ones.
+        compared = max(question.limit, REFINED)
+        ranking = await self._search(query, replace(question, limit=compared))
+        refined = why_not.by_tokens(ranking)
+        if refined and (verdict := why_not.ranked(entry, question, ranking)) is not None:
+            return verdict
+        untokened = replace(question, weights=replace(question.weights, tokens=0.0), min_similarity=None)
         count = sum((await store.counts(now)).values())
         depth = why_not.RANKED_AT_FIRST
         while True:
-            ranking = await self._search(query, replace(question, limit=depth, min_similarity=None))
-            if (verdict := why_not.ranked(entry, question, ranking)) is not None:
+            ranking = await self._search(query, replace(untokened, limit=depth))
+            if (verdict := why_not.ranked(entry, question, ranking, compared if refined else None)) is not None:
                 return verdict
             if depth >= count:
                 return why_not.wordless()
@@ -192,3 +249,10 @@ class Finding(Verbs):
                 raise InvalidInputError(f"after: there is no memory {after!r} (any more); begin the listing again")
             position = (last.created_at.timestamp(), last.id)
         return await self._repository.store.page(wanted, self.now(), limit=limit, after=position)
+
+
+def _default_limit(max_tokens: int | None) -> int:
+    """How many memories to rank where the caller does not say."""
+    if max_tokens is None:
+        return DEFAULT_LIMIT
+    return min(MOST_CANDIDATES, max(FEWEST_CANDIDATES, max_tokens // TOKENS_PER_CANDIDATE))

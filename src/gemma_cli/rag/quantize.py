@@ -22,7 +22,8 @@ def quantize(vectors: NDArray[np.float32]) -> Codes:
     """Symmetric int8 with one scale a row. `vectors` has shape [n, dimension]; zero rows stay zero."""
     scales = np.abs(vectors).max(axis=1, initial=0.0) / np.float32(LEVELS)
     safe = np.where(scales > 0, scales, np.float32(1))[:, None]
-    codes = np.rint(vectors / safe).astype(np.int8)
+    # A scale among the smallest numbers of float32 may be rounded down so far that the largest code is above LEVELS.
+    codes = np.clip(np.rint(vectors / safe), -LEVELS, LEVELS).astype(np.int8)
     # In float64: in float32 the rounding of this very line would be larger than a small error. Then rounded up.
     errors = np.linalg.norm(vectors - codes * scales.astype(np.float64)[:, None], axis=1)
     return Codes(codes, scales, np.nextafter(errors.astype(np.float32), np.float32(np.inf)))

@@ -10,7 +10,6 @@
 | `words_window` | 0 to 1, times `need` | the same of it and the two before and after it, taken as one document |
 | `actor` | -1, 0, 1 | whether it is from the one whom the question names; half of that, times `need`, for "I" |
 | `date` | 0 to 1 | how well the time it happened fits a time that the question names |
-| `length` | from 0 | ln(1 + words), stop words not counted |
 | `question` | 0, 1 | whether it ends with a question mark: who asks tells little |
 | `tokens` | -1 to 1 | how well tokens answer tokens (`late_interaction`), for the best by all other signals |
 | `importance` | 0 to 1 | as stored |
@@ -47,7 +46,6 @@ class Weights:
     words_window: float = 0.8
     actor: float = 0.3
     date: float = 0.3
-    length: float = 0.04
     question: float = -0.1
     tokens: float = 1.5
     importance: float = 0.0
@@ -80,11 +78,6 @@ def bm25_terms(counts: NDArray[Any], lengths: NDArray[np.float32], mean_length: 
 def bm25_ceiling(idf: NDArray[np.float64]) -> float:
     """The most that a query with these terms can score."""
     return float(idf.sum()) * (BM25_K1 + 1)
-
-
-def length(words: NDArray[np.float32]) -> NDArray[np.float32]:
-    """The signal of that name, from how many words the memories have."""
-    return np.log1p(words)
 
 
 PLENTY: Final = 30.0

@@ -153,9 +153,6 @@ class Signals:
     def date(self) -> Signal | None:
         return fit(self._question.spans, self.column("times")) if self._question.spans else None
 
-    def length(self) -> Signal:
-        return ranking.length(self.column("lengths"))
-
     def asks(self) -> Signal:
         return self._having(ASKS).astype(np.float32)
 
@@ -258,7 +255,6 @@ _SIGNALS: Final[Mapping[str, Callable[[Signals], Signal | None]]] = MappingProxy
         "words_window": Signals.words_window,
         "actor": Signals.actor,
         "date": Signals.date,
-        "length": Signals.length,
         "question": Signals.asks,
         "importance": Signals.importance,
         "recency": Signals.recency,

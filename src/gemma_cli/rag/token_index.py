@@ -29,18 +29,21 @@ async def index_tokens(
     store = repository.store
     if not isinstance(store, TokenStore):
         return 0
+    if repository.loaded is None and not await store.untokened(repository.now(), 1, 0, ids):
+        return 0  # where nothing is left to do, no model need be loaded
     encoder = (await repository.fitting_vectorizer()).token_encoder
     if encoder is None:
         return 0
     done = 0
-    async with repository.indexing:  # a second caller finds nothing left to do
-        while most is None or done < most:
-            wanted = TOGETHER if most is None else min(TOGETHER, most - done)
+    while most is None or done < most:
+        wanted = TOGETHER if most is None else min(TOGETHER, most - done)
+        # A second caller does not encode the same memories, nor wait longer than for these.
+        async with repository.indexing:
             bare = await store.untokened(repository.now(), wanted, CONTEXT, ids)
             if not bare:
                 break
             await store.put_tokens(bare, await in_thread(_codes, encoder, bare))
-            done += len(bare)
+        done += len(bare)
     return done
 
 

@@ -30,7 +30,8 @@ than that on a plain sentence, and two different models do not come near."""
 
 
 QUESTIONS_KEPT: Final = 100
-"""Questions whose token vectors are kept: some 10 KB each."""
+LONGEST_KEPT: Final = 64
+"""How many questions have their token vectors kept, and their tokens at most: 1.5 KB a token, 10 MB in all."""
 
 
 class SecondLevel(Protocol):
@@ -59,7 +60,8 @@ class QuestionReader:
         assert isinstance(self.model, TokenEncoding)
         vectors, tokens = self.model.encode_with_tokens(texts)
         found = list(zip(vectors, tokens, strict=True))
-        self.cache.put_many(dict(zip(texts, found, strict=True)))
+        short = {text: read for text, read in zip(texts, found, strict=True) if len(read[1].spans) <= LONGEST_KEPT}
+        self.cache.put_many(short)
         return found
 
 

@@ -21,6 +21,7 @@ class Stage(StrEnum):
     EXPIRED = "expired"
     FILTERED = "filtered"
     NO_WORDS = "no_words"
+    BEFORE_TOKENS = "before_tokens"
     BELOW_CUT = "below_cut"
     FOUND = "found"
 
@@ -34,6 +35,9 @@ class WhyNot:
     rank: its place among all that pass the filters, 1 is the best; None where it was lost before.
     score, cut: its score, and that of the last answer; `margin` is the first less the second.
     explanation: the parts that add up to `score`.
+
+    At `BEFORE_TOKENS`, all of these are of the ranking without tokens, whose best alone have their tokens compared;
+    `cut` is the score of the last of them.
     """
 
     stage: Stage
@@ -65,8 +69,16 @@ def filtered(entry: MemoryEntry, question: Question) -> WhyNot | None:
     return WhyNot(Stage.FILTERED, "; ".join(reasons)) if reasons else None
 
 
-def ranked(entry: MemoryEntry, question: Question, ranking: list[MemoryEntry]) -> WhyNot | None:
-    """The verdict of a ranking without a bar for the cosine, best first; None: the memory is not in it."""
+def by_tokens(ranking: list[MemoryEntry]) -> bool:
+    """Whether tokens have decided the order of a ranking: no memory may have codes yet."""
+    return any("tokens" in (entry.explanation or {}) for entry in ranking)
+
+
+def ranked(
+    entry: MemoryEntry, question: Question, ranking: list[MemoryEntry], compared: int | None = None
+) -> WhyNot | None:
+    """The verdict of a ranking, best first; None: the memory is not in it. `compared`: it is the ranking without
+    tokens, by which so many were chosen to have theirs compared, this memory not among them."""
     place = next((place for place, other in enumerate(ranking) if other.id == entry.id), None)
     if place is None:
         return None
@@ -78,13 +90,20 @@ def ranked(entry: MemoryEntry, question: Question, ranking: list[MemoryEntry]) -
         return WhyNot(Stage.FILTERED, reason, None, mine.score, None, explanation)
     passing = [other.score for other in ranking[: place + 1] if bar is None or (other.similarity_score or 0.0) >= bar]
     rank, score = len(passing), mine.score
-    if rank <= question.limit:
+    if compared is None and rank <= question.limit:
         return WhyNot(Stage.FOUND, f"it is answer {rank} of {question.limit}", rank, score, None, explanation)
-    cut = passing[question.limit - 1]
+    # Less than `compared` can pass where a write came between the two rankings.
+    cut = passing[min(compared or question.limit, rank) - 1]
     assert score is not None
     assert cut is not None
+    if compared is not None:
+        reason = (
+            f"it is number {rank} before tokens count, and they are compared for the best {compared}: it scores "
+            f"{score:.4f}, the last of these {cut:.4f}"
+        )
+        return WhyNot(Stage.BEFORE_TOKENS, reason, rank, score, cut, explanation)
     reason = (
-        f"it ranks {rank}., and {question.limit} were asked for: its score is {score:.4f}, the last answer's {cut:.4f}"
+        f"it is number {rank}, and the answer has {question.limit}: it scores {score:.4f}, the last answer {cut:.4f}"
     )
     return WhyNot(Stage.BELOW_CUT, reason, rank, score, cut, explanation)
 
