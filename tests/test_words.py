@@ -19,6 +19,7 @@ from gemma_cli.rag.words import (
     facet,
     query_terms,
     tokens,
+    without,
     word_terms,
 )
 
@@ -277,3 +278,13 @@ def test_a_term_is_the_documented_digest() -> None:
     """The first eight bytes, little-endian, of BLAKE2b over the kind, a zero and the stemmed, folded word."""
     for term, text in ((word_terms("Running")[0], "word\0run"), (facet("tag", "x"), "tag\0x")):
         assert term == int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "little")
+
+
+def test_a_name_leaves_and_takes_nothing_with_it() -> None:
+    """What is left out are the words with a term, not the stretch between blanks that they stand in."""
+    mia, tanaka = set(word_terms("Mia")), set(word_terms("\u7530\u4e2d"))
+    assert without("When does Mia's ferry leave, Mia?", mia) == "When does ferry leave,"
+    assert without("Tell me: cats/dogs/Mia/boats please", mia) == "Tell me: cats/dogs/Mia/boats please"
+    sentence = "\u7530\u4e2d\u3055\u3093\u306f\u4f1a\u8b70 \u6559\u3048\u3066"
+    assert without(sentence, tanaka) == sentence
+    assert without("Mia", mia) == "Mia"

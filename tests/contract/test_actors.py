@@ -70,3 +70,27 @@ async def test_filters_hold_beside_the_name(place: Place, clock: Clock) -> None:
     backend = await place.open(clock=clock)
     await backend.store_memories([said("Ben", "likes tea"), said("Ana", "likes tea")])
     assert await order(backend, "what does Ana drink", actor="Ben") == ["Ben"]
+
+
+async def test_a_full_name_is_nobody_else_who_shares_a_word_of_it(place: Place, clock: Clock) -> None:
+    """The one counts of whose name a question says most; a word that two names share says nobody."""
+    backend = await place.open(clock=clock)
+    names = ("Anna Smith", "Anna Lee", "Tom", "Lee")
+    await backend.store_memories([said(name, "likes tea") for name in names])
+    assert (await order(backend, "what does Anna Smith drink"))[0] == "Anna Smith"
+    assert (await order(backend, "what does Anna Lee drink"))[0] == "Anna Lee"
+    hits = await backend.recall_memories("what does Anna drink", limit=10, explain=True)
+    assert all("actor" not in hit.explanation for hit in hits)
+
+
+async def test_names_are_those_of_the_living_whatever_the_clock_did(place: Place, clock: Clock) -> None:
+    """After the clock was put back, a name that had expired is one again, as for a backend that is opened anew."""
+    backend = await place.open(clock=clock)
+    await backend.store_memories([said("Mia", "likes tea"), said("Tom", "likes tea")])
+    await backend.store_memory("the ferry leaves", "working", actor="Zoe")
+    before = [(h.content, h.score) for h in await backend.recall_memories("when does Zoe leave", touch=False)]
+    clock.tick(3600)
+    await backend.recall_memories("when does Zoe leave", touch=False)
+    clock.tick(-3600)
+    after = [(h.content, h.score) for h in await backend.recall_memories("when does Zoe leave", touch=False)]
+    assert after == before

@@ -100,7 +100,14 @@ async def test_importance_and_recency_count_when_asked_to(place: Place, clock: C
 async def test_bad_weights_are_named(place: Place, clock: Clock) -> None:
     """An unknown signal, a number out of bounds and something that is no mapping each raise, with what is allowed."""
     backend = await place.open(clock=clock)
-    bad = {"sound": 1.0}, {"words": -1}, {"date": float("nan")}, {"date": 11}, {"words": "much"}
+    bad = (
+        {"sound": 1.0},
+        {"words": -1},
+        {"date": float("nan")},
+        {"date": 11},
+        {"words": "much"},
+        {"meaning": 0, "words": 0},
+    )
     for weights in bad:
         with pytest.raises(InvalidInputError, match="weights"):
             await backend.recall_memories("harbour", weights=weights)

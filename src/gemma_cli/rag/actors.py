@@ -1,6 +1,6 @@
 """Who said something, and whom a question is about."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Final
 
 import numpy as np
@@ -23,6 +23,18 @@ FIRST_PERSON: Final = frozenset("i i'm i've i'd i'll me my mine myself".split())
 def first_person(query: str) -> bool:
     """Whether a question speaks of the one who asks."""
     return not FIRST_PERSON.isdisjoint(tokens(query))
+
+
+def meant(named: Mapping[int, set[int]]) -> set[int]:
+    """Of the bearers of a question's terms (`Actors.named`), those of whom it says most: "Ann Lee" is neither "Ann" nor
+    "Lee Park"."""
+    said: dict[int, set[int]] = {}
+    for term, bearers in named.items():
+        for actor in bearers:
+            said.setdefault(actor, set()).add(term)
+    kinds = {frozenset(own) for own in said.values()}
+    fullest = {kind for kind in kinds if not any(kind < other for other in kinds)}
+    return {actor for actor, own in said.items() if frozenset(own) in fullest}
 
 
 class Actors:

@@ -65,6 +65,7 @@ class Block:
         self.dimension = dimension
         self.version = 0
         """Grows with every change to which slots there are and which of them live."""
+        self._speaking: tuple[int, frozenset[int]] | None = None
         self._clear(FIRST_CAPACITY)
 
     def _clear(self, capacity: int) -> None:
@@ -179,9 +180,12 @@ class Block:
         product = np.asarray(numkong.dots_packed(codes, numkong.dots_pack(queries)))
         return np.ascontiguousarray(product.T, np.float32)
 
-    def has_actor(self, actor: int) -> bool:
-        """Whether a living memory is from this actor."""
-        return bool((self.alive[: self.used] & (self.actors[: self.used] == actor)).any())
+    def living_actors(self) -> frozenset[int]:
+        """The actors whom a living memory is from."""
+        if self._speaking is None or self._speaking[0] != self.version:
+            counts = np.bincount(self.actors[: self.used][self.alive[: self.used]])
+            self._speaking = self.version, frozenset(np.flatnonzero(counts).tolist()) - {NOBODY}
+        return self._speaking[1]
 
     def agreement(self, named: int) -> NDArray[np.float32]:
         """For each slot: 1 if it is from the actor `named`, -1 if it is from another, 0 where either is unknown."""

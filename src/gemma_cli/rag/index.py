@@ -77,7 +77,7 @@ class MemoryIndex:
     def names(self, terms: NDArray[np.uint64], now: float) -> frozenset[int]:
         """Those of a question's terms that are words of the names of actors with a living memory."""
         self._settle(now)
-        found = self.actors.named(terms, lambda actor: any(block.has_actor(actor) for block in self._blocks))
+        found = self.actors.named(terms, lambda actor: any(actor in block.living_actors() for block in self._blocks))
         return frozenset(found)
 
     def rarity(self, terms: Iterable[int], now: float) -> dict[int, float]:

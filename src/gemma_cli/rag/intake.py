@@ -159,7 +159,7 @@ def question(
         until=math.inf if latest is None else latest,
         min_similarity=None if min_similarity is None else check.number("min_similarity", min_similarity, -1.0, 1.0),
         first_person=first_person(query),
-        spans=() if now is None or not weights.date else time_spans(query, datetime.fromtimestamp(now, UTC)),
+        spans=() if now is None or not weights.date else time_spans(query, check.moment("clock", now)),
     )
 
 
@@ -176,7 +176,10 @@ def weights(given: object) -> Weights:
             raise InvalidInputError(f"weights: there is no signal {name!r}; they are {', '.join(known)}")
         low = 0.0 if name in NEVER_NEGATIVE else -HEAVIEST
         changed[name] = check.number(f"weights[{name!r}]", value, low, HEAVIEST)
-    return replace(RECALL, **changed)
+    result = replace(RECALL, **changed)
+    if not any(getattr(result, name) for name in NEVER_NEGATIVE):
+        raise InvalidInputError("weights: meaning and words are both 0, so that no memory would be an answer")
+    return result
 
 
 def seconds(name: str, value: object) -> float | None:

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gemma_cli.rag import ranking
-from gemma_cli.rag.actors import FIRST_PERSON_SHARE, NOBODY, Actors
+from gemma_cli.rag.actors import FIRST_PERSON_SHARE, NOBODY, Actors, meant
 from gemma_cli.rag.blocks import Block
 from gemma_cli.rag.calendar_spans import fit
 from gemma_cli.rag.candidates import Question
@@ -80,13 +80,13 @@ class Signals:
         """Whom the question is about, and its terms without names, which memories about somebody leave out."""
 
         def living(actor: int) -> bool:
-            return any(block.has_actor(actor) for block in self._blocks)
+            return any(actor in block.living_actors() for block in self._blocks)
 
         names = actors.named(self._terms, living)
         telling = [term for term in self._terms.tolist() if term not in names]
         if telling:
             self._terms = np.array(telling, np.uint64)
-        found = set().union(*names.values())
+        found = meant(names)
         if not found and self._question.first_person:
             found, self._by_first_person = actors.user(living), True
         if len(found) == 1:

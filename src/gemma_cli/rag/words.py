@@ -128,5 +128,11 @@ def query_terms(query: str) -> NDArray[np.uint64]:
 
 def without(text: str, terms: Collection[int]) -> str:
     """A text less those of its words that have one of the terms; all of it where nothing would be left."""
-    kept = " ".join(word for word in text.split() if not set(word_terms(word)).intersection(terms))
+    kept = " ".join(word for word in text.split() if not _all_in(word, terms))
     return kept if word_terms(kept) else text
+
+
+def _all_in(word: str, terms: Collection[int]) -> bool:
+    """A stretch between blanks may be more than a word: a whole sentence in Chinese."""
+    found = word_terms(word)
+    return bool(found) and all(term in terms for term in found)

@@ -84,10 +84,7 @@ class Reader:
 
     def search(self, questions: Sequence[Question], now: float) -> list[list[MemoryEntry]]:
         """The answers to several questions, from one state of the store and one pass over the vectors."""
-        if now < self._latest - BACK_IN_TIME:
-            self._index = None  # it has dropped what had expired by then, and is there again by this clock
-        self._latest = now
-        index = self._caught_up()
+        index = self._caught_up(now)
         if index is None:
             return [[] for _ in questions]
         if any(question.vector is not None and len(question.vector) != index.dimension for question in questions):
@@ -99,7 +96,7 @@ class Reader:
 
     def names(self, terms: NDArray[np.uint64], now: float) -> frozenset[int]:
         """See `Store.names`."""
-        index = self._caught_up()
+        index = self._caught_up(now)
         return frozenset() if index is None else index.names(terms, now)
 
     def _answer(self, index: MemoryIndex, candidates: Candidates, now: float) -> list[MemoryEntry]:
@@ -137,8 +134,11 @@ class Reader:
         entry.explanation = dict(hit.parts)
         return entry
 
-    def _caught_up(self) -> MemoryIndex | None:
+    def _caught_up(self, now: float) -> MemoryIndex | None:
         """The index at the state that this transaction sees, whoever wrote it; None while there is no model."""
+        if now < self._latest - BACK_IN_TIME:
+            self._index = None  # it has dropped what had expired by then, and is there again by this clock
+        self._latest = now
         sequence, floor, generation = self.db.execute(
             "SELECT sequence, floor, generation FROM namespaces WHERE ns = ?", (self.ns,)
         ).get
