@@ -44,6 +44,8 @@ async def index_tokens(
                 break
             await store.put_tokens(bare, await in_thread(_codes, encoder, bare))
         done += len(bare)
+        if len(bare) < wanted:
+            break
     return done
 
 
