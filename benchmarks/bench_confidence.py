@@ -109,14 +109,8 @@ async def filled(corpora: Sequence[data.Corpus], late_interaction: bool) -> Asyn
 
 async def documents(backend: PythonRAGBackend) -> Store:
     read = data.documentation()
-    with tempfile.TemporaryDirectory() as folder:
-        for document, text in read.texts.items():
-            path = Path(folder) / f"{document}.md"
-            path.write_text(text, encoding="utf-8")
-            await backend.ingest_document(path, "semantic")
-    entries = await backend.list_memories(limit=1_000_000)
-    chunks = [(Path(e.metadata["source"]).stem, e.metadata["heading"], e.content) for e in entries]
-    return Store(data.document_corpus(read, chunks), backend, [entry.id for entry in entries])
+    corpus, ids = await data.ingested(backend, read)
+    return Store(corpus, backend, ids)
 
 
 async def asked(store: Store, source: Store, kind: str, text: str, needs: Sequence[frozenset[int]] = ()) -> Sample:

@@ -128,16 +128,8 @@ class Shelf:
     async def documents(self, read: data.Documentation) -> Subject:
         """Each document ingested from a file."""
         backend = await self.backend(TODAY)
-        with tempfile.TemporaryDirectory() as folder:
-            for document, text in read.texts.items():
-                path = Path(folder) / f"{document}.md"
-                path.write_text(text, encoding="utf-8")
-                await backend.ingest_document(path, "semantic")
-        entries = await backend.list_memories(limit=1_000_000)
-        entries.sort(key=lambda entry: (entry.metadata["source"], entry.metadata["chunk"]))
-        chunks = [(Path(e.metadata["source"]).stem, e.metadata["heading"], e.content) for e in entries]
-        corpus = data.document_corpus(read, chunks)
-        return await self.subject(corpus, Filled(backend, {entry.id: i for i, entry in enumerate(entries)}))
+        corpus, ids = await data.ingested(backend, read)
+        return await self.subject(corpus, Filled(backend, {id_: position for position, id_ in enumerate(ids)}))
 
 
 # --- systems ---

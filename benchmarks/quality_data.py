@@ -7,6 +7,7 @@ import json
 import math
 import pkgutil
 import re
+import tempfile
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,6 +18,8 @@ from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
+
+from gemma_cli.rag import PythonRAGBackend
 
 HERE: Final = Path(__file__).parent
 QUESTIONS: Final = HERE / "documents_questions.json"
@@ -319,6 +322,19 @@ def documentation(path: Path = QUESTIONS) -> Documentation:
     ]
     kept = tuple(a for a in asked if any((a.document, name) in headings for name in a.entities))
     return Documentation(texts, headings, kept, len(asked) - len(kept), versions)
+
+
+async def ingested(backend: PythonRAGBackend, read: Documentation) -> tuple[Corpus, list[str]]:
+    """The corpus of the documents, each ingested from a file, and the ids of its chunks."""
+    with tempfile.TemporaryDirectory() as folder:
+        for document, text in read.texts.items():
+            path = Path(folder) / f"{document}.md"
+            path.write_text(text, encoding="utf-8")
+            await backend.ingest_document(path, "semantic")
+    entries = await backend.list_memories(limit=1_000_000)
+    entries.sort(key=lambda entry: (entry.metadata["source"], entry.metadata["chunk"]))
+    chunks = [(Path(e.metadata["source"]).stem, e.metadata["heading"], e.content) for e in entries]
+    return document_corpus(read, chunks), [entry.id for entry in entries]
 
 
 def document_corpus(read: Documentation, chunks: Sequence[tuple[str, str, str]]) -> Corpus:
