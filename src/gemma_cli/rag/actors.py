@@ -1,6 +1,6 @@
 """Who said something, and whom a question is about."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Final
 
 import numpy as np
@@ -56,16 +56,16 @@ class Actors:
                 self._by_term.setdefault(term, set()).add(number)
         return number
 
-    def named(self, terms: NDArray[np.uint64], living: Callable[[int], bool]) -> dict[int, set[int]]:
-        """Those of a question's terms that are words of actors' names, and whose; only actors of whom a memory is
-        `living` count."""
+    def named(self, terms: NDArray[np.uint64], living: Collection[int]) -> dict[int, set[int]]:
+        """Those of a question's terms that are words of actors' names, and whose; only `living` actors count, those of
+        whom there is a memory."""
         found = {}
         for term in terms.tolist():
-            bearers = {number for number in self._by_term.get(term, ()) if living(number)}
+            bearers = {number for number in self._by_term.get(term, ()) if number in living}
             if bearers:
                 found[term] = bearers
         return found
 
-    def user(self, living: Callable[[int], bool]) -> set[int]:
+    def user(self, living: Collection[int]) -> set[int]:
         """The actors whom "I" stands for."""
-        return {number for name, number in self._numbers.items() if name.casefold() == USER and living(number)}
+        return {number for name, number in self._numbers.items() if name.casefold() == USER and number in living}

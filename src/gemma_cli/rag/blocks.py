@@ -1,5 +1,6 @@
 """One tier's part of the index: parallel arrays with one slot a memory. Not safe for use by two threads at once."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -223,3 +224,8 @@ def _lengths(packed: list[bytes]) -> NDArray[np.float32]:
     ends = np.cumsum(np.fromiter(map(len, packed), np.int64, len(packed)) // TERM_DTYPE.itemsize)
     sums = np.concatenate(([0], np.cumsum(counts, dtype=np.int64)))
     return (sums[ends] - sums[np.concatenate(([0], ends[:-1]))]).astype(np.float32)
+
+
+def living_actors(blocks: Iterable[Block]) -> frozenset[int]:
+    """The actors whom a living memory of some block is from."""
+    return frozenset().union(*(block.living_actors() for block in blocks))

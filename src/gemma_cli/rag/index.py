@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gemma_cli.rag.actors import Actors
-from gemma_cli.rag.blocks import Block, Rows
+from gemma_cli.rag.blocks import Block, Rows, living_actors
 from gemma_cli.rag.candidates import ROUNDING, Candidates, Question, contenders
 from gemma_cli.rag.memory import TIERS
 from gemma_cli.rag.quantize import quantize
@@ -77,8 +77,7 @@ class MemoryIndex:
     def names(self, terms: NDArray[np.uint64], now: float) -> frozenset[int]:
         """Those of a question's terms that are words of the names of actors with a living memory."""
         self._settle(now)
-        found = self.actors.named(terms, lambda actor: any(actor in block.living_actors() for block in self._blocks))
-        return frozenset(found)
+        return frozenset(self.actors.named(terms, living_actors(self._blocks)))
 
     def rarity(self, terms: Iterable[int], now: float) -> dict[int, float]:
         """The inverse document frequency of each term."""

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from gemma_cli.rag import ranking
 from gemma_cli.rag.actors import FIRST_PERSON_SHARE, NOBODY, Actors, meant
-from gemma_cli.rag.blocks import Block
+from gemma_cli.rag.blocks import Block, living_actors
 from gemma_cli.rag.calendar_spans import fit
 from gemma_cli.rag.candidates import Question
 from gemma_cli.rag.memory import TIERS
@@ -78,10 +78,7 @@ class Signals:
 
     def _read_names(self, actors: Actors) -> None:
         """Whom the question is about, and its terms without names, which memories about somebody leave out."""
-
-        def living(actor: int) -> bool:
-            return any(actor in block.living_actors() for block in self._blocks)
-
+        living = living_actors(self._blocks)
         names = actors.named(self._terms, living)
         telling = [term for term in self._terms.tolist() if term not in names]
         if telling:
