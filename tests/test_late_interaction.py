@@ -14,7 +14,7 @@ from gemma_cli.rag.late_interaction import (
     SCALE,
     STOP_WORD,
     STOP_WORD_WEIGHT,
-    TOGETHER,
+    TOKENS,
     QueryTokens,
     encode_signs,
     max_sims,
@@ -77,7 +77,7 @@ def written_out(
 
 
 @pytest.mark.parametrize("dimension", DIMENSIONS)
-@pytest.mark.parametrize("count", [1, 9, TOGETHER, 2 * TOGETHER + 3])
+@pytest.mark.parametrize("count", [1, 9, TOKENS, 2 * TOKENS + 3])
 def test_max_sims_are_the_formula(dimension: int, count: int) -> None:
     """For random tokens of any width, and however many a question has, the scores are those of the formula written
     out: to float32 rounding for the question's int8 codes, to their error for its own vectors."""

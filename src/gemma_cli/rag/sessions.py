@@ -38,6 +38,18 @@ class Neighbours:
 
     before: NDArray[np.int32]
     after: NDArray[np.int32]
+    members: NDArray[np.int32]
+    """The places of all members of sessions, session after session, each in its order."""
+
+    sessions: NDArray[np.uint64]
+    """The session of each of `members`."""
+
+    lengths: NDArray[np.float32]
+    """By place, the words of each memory; 0 for one that is dead."""
+
+    @property
+    def nbytes(self) -> int:
+        return sum(a.nbytes for a in (self.before, self.after, self.members, self.sessions, self.lengths))
 
     def better(self, values: NDArray[np.float32], places: slice) -> NDArray[np.float32]:
         """For each of `places` the higher of its two neighbours' values, 0 where it has none. The last of `values` is
@@ -46,15 +58,18 @@ class Neighbours:
         return np.where(best == -np.inf, np.float32(0), best)
 
     @cached_property
-    def windows(self) -> list[NDArray[np.int32]]:
-        """For each place those within WINDOW steps of it: itself, then a step before, a step after, and so on."""
-        around = [np.arange(len(self.before), dtype=np.int32)]
-        before, after = self.before, self.after
-        for step in range(WINDOW):
-            if step:
-                before, after = self.before[before], self.after[after]
-            around += [before, after]
-        return around
+    def windows(self) -> "Windows":
+        """The windows around all memories, those without a session each in one of its own."""
+        alone = np.ones(len(self.lengths), np.bool_)
+        alone[self.members] = False
+        line = np.concatenate([self.members, np.flatnonzero(alone).astype(np.int32)])
+        ends = np.full(WINDOW, NONE, np.int32)
+        together = []
+        for step in range(1, WINDOW + 1):
+            linked = np.zeros(len(line) + 2 * WINDOW, np.float32)
+            linked[WINDOW + step : WINDOW + len(self.members)] = self.sessions[step:] == self.sessions[:-step]
+            together.append(linked)
+        return Windows(np.concatenate([ends, line, ends]), tuple(together), self.lengths)
 
     def outside(self, asked: Sequence[slice]) -> NDArray[np.intp]:
         """The places that are neighbours of the asked ones and not asked for themselves."""
@@ -66,6 +81,56 @@ class Neighbours:
             wanted[places] = False
         wanted[NONE] = False
         return np.flatnonzero(wanted)
+
+
+@dataclass(frozen=True)
+class Windows:
+    """All memories on one line on which the members of a session stand side by side, with WINDOW blank positions at
+    either end. `line` has the place of each position (`NONE` for a blank); `together[n]` is 1 where a position is of
+    the same session as the one n + 1 before it, else 0; `lengths` are the memories' words, by place."""
+
+    line: NDArray[np.int32]
+    together: tuple[NDArray[np.float32], ...]
+    lengths: NDArray[np.float32]
+
+    @cached_property
+    def positions(self) -> NDArray[np.int32]:
+        """Where on the line each place is."""
+        found = np.zeros(len(self.lengths), np.int32)
+        found[self.line[WINDOW:-WINDOW]] = np.arange(WINDOW, len(self.line) - WINDOW, dtype=np.int32)
+        return found
+
+    @cached_property
+    def sizes(self) -> NDArray[np.float32]:
+        """How many words each window has, by position."""
+        blank = self.line == NONE
+        return self.sums(np.where(blank, np.float32(0), self.lengths[self.line]))
+
+    @cached_property
+    def words(self) -> float:
+        """How many words all windows have together."""
+        return float(self.sizes.sum(dtype=np.float64))
+
+    def sums(self, values: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Values by position, 0 for the blanks, added up over each window."""
+        total = values.copy()
+        for step, linked in enumerate(self.together, 1):
+            total[step:] += values[:-step] * linked[step:]
+            total[:-step] += values[step:] * linked[step:]
+        return total
+
+    def sums_at(self, values: NDArray[np.float32], positions: NDArray[np.intp]) -> NDArray[np.float32]:
+        """The same for some positions, none of them blank."""
+        total = values[positions]
+        for step, linked in enumerate(self.together, 1):
+            total += values[positions - step] * linked[positions]
+            total += values[positions + step] * linked[positions + step]
+        return total
+
+    def around(self, positions: NDArray[np.int32]) -> NDArray[np.intp]:
+        """The positions, in order, whose windows reach any of these."""
+        reached = np.unique(np.add.outer(np.arange(-WINDOW, WINDOW + 1), positions))
+        return reached[(reached >= WINDOW) & (reached < len(self.line) - WINDOW)]
 
 
 def session_numbers(names: Iterable[str | None]) -> NDArray[np.uint64]:
@@ -92,7 +157,7 @@ class Sessions:
     @property
     def nbytes(self) -> int:
         held = self._known[1] if self._known else None
-        return sum(c.nbytes for c in self._members.values()) + (2 * held.before.nbytes if held else 0)
+        return sum(c.nbytes for c in self._members.values()) + (held.nbytes if held else 0)
 
     def add(self, tier: int, first_slot: int, added: Rows) -> None:
         """Memories that are about to be put into consecutive slots of a tier."""
@@ -142,7 +207,10 @@ class Sessions:
         before, after = (np.full(int(ends[-1]) + 1, NONE, np.int32) for _ in range(2))
         before[places[1:]] = np.where(together, places[:-1], NONE)
         after[places[:-1]] = np.where(together, places[1:], NONE)
-        return Neighbours(before, after)
+        lengths = np.concatenate(
+            [np.where(b.alive[: b.used], b.lengths[: b.used], 0).astype(np.float32) for b in blocks]
+        )
+        return Neighbours(before, after, places, session, lengths)
 
     def _merge(self) -> None:
         if not self._new:

@@ -16,7 +16,7 @@ from gemma_cli.rag.calendar_spans import fit
 from gemma_cli.rag.candidates import Question
 from gemma_cli.rag.memory import TIERS
 from gemma_cli.rag.postings import Occurrences
-from gemma_cli.rag.sessions import NONE, Neighbours, Sessions
+from gemma_cli.rag.sessions import Neighbours, Sessions
 from gemma_cli.rag.words import ASKS, CHUNK
 
 Signal = NDArray[np.float32]
@@ -118,27 +118,22 @@ class Signals:
             return None
         if self._neighbours is None:  # each memory is a window of its own
             return self._in_need(self.words())
-        around = self._neighbours.windows
-        lengths = np.zeros(self._ends[-1] + 1, np.float32)
-        for n, block in enumerate(self._blocks):
-            lengths[self._places(n)] = np.where(block.alive[: block.used], block.lengths[: block.used], 0)
-        lengths = _gathered(lengths, around)
-        mean_length = max(float(lengths.sum(dtype=np.float64)) / sum(block.living for block in self._blocks), 1.0)
-        scores = np.zeros(len(lengths), np.float32)
+        windows = self._neighbours.windows
+        mean_size = max(windows.words / sum(block.living for block in self._blocks), 1.0)
+        scores = np.zeros(len(windows.line), np.float32)
         for t, share in enumerate(self._found.shares):
             terms = [of_block[t] for of_block in self._found.occurrences]
             places = np.concatenate([term.slots + start for term, start in zip(terms, self._ends[:-1], strict=True)])
-            counts = np.zeros(len(lengths), np.float32)
-            counts[places] = np.concatenate([term.counts for term in terms])
+            positions = windows.positions[places]
+            counts = np.zeros(len(windows.line), np.float32)
+            counts[positions] = np.concatenate([term.counts for term in terms])
             if RARE * len(places) < len(counts):
-                # Whatever a memory's window reaches has that memory in its own.
-                hit = np.unique(np.concatenate([reached[places] for reached in around]))
-                hit = hit[hit != NONE]
+                hit = windows.around(positions)
+                points = ranking.bm25_terms(windows.sums_at(counts, hit), windows.sizes[hit], mean_size)
+                scores[hit] += np.float32(share) * points
             else:
-                hit = np.arange(len(counts))
-            within = _gathered(counts, [reached[hit] for reached in around])
-            scores[hit] += np.float32(share) * ranking.bm25_terms(within, lengths[hit], mean_length)
-        return self._in_need(self._joined(scores))
+                scores += np.float32(share) * ranking.bm25_terms(windows.sums(counts), windows.sizes, mean_size)
+        return self._in_need(self._joined(scores[windows.positions]))
 
     def actor(self) -> Signal | None:
         if self._named == NOBODY:
@@ -224,14 +219,6 @@ class Signals:
                     points = ranking.bm25_terms(term.counts, block.lengths[term.slots], self._found.mean_length)
                     mine[term.slots] += np.float32(share) * points
         return scores
-
-
-def _gathered(values: Signal, around: Sequence[NDArray[np.int32]]) -> Signal:
-    """The sum of the values at several places, position by position."""
-    total = values[around[0]]
-    for places in around[1:]:
-        total += values[places]
-    return total
 
 
 @dataclass(frozen=True, slots=True)
