@@ -25,9 +25,9 @@ from gemma_cli.rag.stores import (
     sqlite_schema,
 )
 from gemma_cli.rag.stores.base import StoredModel
+from gemma_cli.rag.stores.rows import to_model
 from gemma_cli.rag.stores.sqlite_checkpoint import Checkpointer
 from gemma_cli.rag.stores.sqlite_read import Reader
-from gemma_cli.rag.stores.sqlite_rows import to_model
 from gemma_cli.rag.stores.sqlite_schema import Durability, mapped_errors
 from gemma_cli.rag.stores.sqlite_scope import Scope
 from gemma_cli.rag.words import WORDS_VERSION

@@ -10,7 +10,7 @@ from typing import Final
 import apsw
 
 from gemma_cli.rag.memory import RECENCY_WEIGHT, SECONDS_PER_DAY, MemoryTier, TierRules
-from gemma_cli.rag.stores.sqlite_rows import TIER_CODE
+from gemma_cli.rag.stores.rows import TIER_CODE
 
 STRIDE: Final = 8
 """Index entries read from each end before the bound is looked at again."""

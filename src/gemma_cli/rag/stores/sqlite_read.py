@@ -17,7 +17,8 @@ from gemma_cli.rag.memory import TIERS, MemoryEntry, MemoryTier
 from gemma_cli.rag.sessions import session_numbers
 from gemma_cli.rag.stores import sqlite_tokens
 from gemma_cli.rag.stores.base import Filter, StoredModel
-from gemma_cli.rag.stores.sqlite_rows import ENTRY_COLUMNS, TIER_CODE, decode, entry_at, to_model
+from gemma_cli.rag.stores.rows import TIER_CODE, to_model
+from gemma_cli.rag.stores.sqlite_rows import ENTRY_COLUMNS, decode, entry_at
 
 CHUNK: Final = 8192
 """Rows taken into the index at a time: bounds what the load needs beside the index itself."""

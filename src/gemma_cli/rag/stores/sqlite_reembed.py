@@ -1,7 +1,6 @@
 """How a namespace goes over to another model, or to another way of cutting words. Synchronous; each function runs in a
 write transaction of its caller, except `refresh_words`, which opens its own."""
 
-import json
 from collections.abc import Sequence
 from typing import Final
 
@@ -13,16 +12,13 @@ from gemma_cli.rag.errors import StoreVersionError
 from gemma_cli.rag.quantize import quantize
 from gemma_cli.rag.stores import sqlite_embeddings, sqlite_tokens
 from gemma_cli.rag.stores.base import Pending, StoredModel
-from gemma_cli.rag.stores.sqlite_rows import entry_at, terms_of, to_model
+from gemma_cli.rag.stores.rows import model_columns, same_model, terms_of, to_model
+from gemma_cli.rag.stores.sqlite_rows import entry_at
 from gemma_cli.rag.stores.sqlite_scope import Scope
 from gemma_cli.rag.stores.sqlite_write import sweep
 from gemma_cli.rag.words import WORDS_VERSION
 
 CHUNK: Final = 1024
-
-
-def _columns(model: StoredModel) -> tuple[str, bytes | None]:
-    return json.dumps(model.identity.to_dict()), None if model.probe is None else model.probe.tobytes()
 
 
 def adopt(scope: Scope, model: StoredModel) -> tuple[StoredModel, int]:
@@ -31,14 +27,14 @@ def adopt(scope: Scope, model: StoredModel) -> tuple[StoredModel, int]:
     generation = int(scope.db.execute("SELECT generation FROM namespaces WHERE ns = ?", (scope.ns,)).get)
     kept = to_model(*columns)
     occupied = scope.db.execute("SELECT EXISTS(SELECT 1 FROM memories WHERE ns = ?)", (scope.ns,)).get
-    if kept is not None and (occupied or _same(kept, model)):
+    if kept is not None and (occupied or same_model(kept, model)):
         return kept, generation
     sqlite_embeddings.clear(scope)
     # Who has opened the empty store for another model learns of it by the generation.
     generation += kept is not None
     scope.db.execute(
         "UPDATE namespaces SET model = ?, probe = ?, generation = ? WHERE ns = ?",
-        (*_columns(model), generation, scope.ns),
+        (*model_columns(model), generation, scope.ns),
     )
     return model, generation
 
@@ -69,24 +65,16 @@ def begin(scope: Scope, model: StoredModel) -> int:
     """See `Reembedding.reembed_begin`."""
     kept, probe = scope.db.execute("SELECT next_model, next_probe FROM namespaces WHERE ns = ?", (scope.ns,)).get
     before = to_model(kept, probe)
-    if before is None or not _same(before, model):
+    if before is None or not same_model(before, model):
         scope.db.execute(
             "DELETE FROM next_vectors WHERE row IN (SELECT row FROM memories WHERE ns = ?)",
             (scope.ns,),
         )
         scope.db.execute(
-            "UPDATE namespaces SET next_model = ?, next_probe = ? WHERE ns = ?", (*_columns(model), scope.ns)
+            "UPDATE namespaces SET next_model = ?, next_probe = ? WHERE ns = ?", (*model_columns(model), scope.ns)
         )
     sweep(scope)
     return int(scope.db.execute(f"SELECT count(*) {_LEFT}", (scope.ns,)).get)
-
-
-def _same(one: StoredModel, other: StoredModel) -> bool:
-    """Whether two models are one, to the bit of the probe."""
-    return one.identity == other.identity and (
-        one.probe is other.probe
-        or (one.probe is not None and other.probe is not None and np.array_equal(one.probe, other.probe))
-    )
 
 
 _LEFT: Final = "FROM memories WHERE ns = ? AND row NOT IN (SELECT row FROM next_vectors)"

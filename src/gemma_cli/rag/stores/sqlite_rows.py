@@ -1,21 +1,16 @@
 """A memory as a row of the SQLite store, and back."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any, Final
 
 import apsw
 import numpy as np
-from numpy.typing import NDArray
 
-from gemma_cli.rag.embedders.base import ModelIdentity
 from gemma_cli.rag.memory import TIERS, MemoryEntry, MemoryTier, standing
 from gemma_cli.rag.quantize import quantize
-from gemma_cli.rag.stores.base import StoredModel
-from gemma_cli.rag.words import CHUNK, encode_terms, facet
-
-TIER_CODE: Final = {tier: code for code, tier in enumerate(TIERS)}
+from gemma_cli.rag.stores.rows import TIER_CODE, terms_of, vector_of
 
 ENTRY_COLUMNS: Final = (
     "id, content, tier, importance, created, accessed, access_count, expires, pinned, actor, session, occurred, "
@@ -63,28 +58,6 @@ def encode(entries: Sequence[MemoryEntry]) -> list[tuple[MemoryTier, Row, bytes]
         )
         encoded.append((entry.tier, row, vectors[i].tobytes()))
     return encoded
-
-
-def vector_of(entry: MemoryEntry) -> NDArray[np.float32]:
-    if entry.embedding is None:
-        raise AssertionError("a store was given a memory without an embedding")
-    return entry.embedding
-
-
-def terms_of(entry: MemoryEntry) -> bytes:
-    """Content words and the facets that filters and the ranking go by."""
-    return encode_terms(entry.content, _facets(entry))
-
-
-def _facets(entry: MemoryEntry) -> Iterator[int]:
-    for tag in entry.tags:
-        yield facet("tag", tag)
-    if entry.actor is not None:
-        yield facet("actor", entry.actor)
-    if entry.session is not None:
-        yield facet("session", entry.session)
-    if entry.is_chunk:
-        yield CHUNK
 
 
 def decode(row: Row, vector: bytes | None = None) -> MemoryEntry:
@@ -135,12 +108,3 @@ def entry_at(db: apsw.Connection, row: int, vector: bytes | None = None) -> Memo
 
 def _time(seconds: float) -> datetime:
     return datetime.fromtimestamp(seconds, UTC)
-
-
-def to_model(identity: str | None, probe: bytes | None) -> StoredModel | None:
-    """The model in the columns of a namespace."""
-    if identity is None:
-        return None
-    return StoredModel(
-        ModelIdentity(**json.loads(identity)), None if probe is None else np.frombuffer(probe, np.float32)
-    )

@@ -4,7 +4,7 @@ import apsw
 
 from gemma_cli.rag.errors import ModelMismatchError
 from gemma_cli.rag.memory import MemoryTier
-from gemma_cli.rag.stores.sqlite_rows import TIER_CODE
+from gemma_cli.rag.stores.rows import TIER_CODE
 
 
 class Scope:

@@ -2,13 +2,13 @@
 
 import json
 from collections.abc import Sequence
-from hashlib import blake2b
 from typing import Final
 
 import apsw
 
 from gemma_cli.rag.embedders.base import Passage
 from gemma_cli.rag.stores.base import Untokened
+from gemma_cli.rag.stores.rows import token_version
 from gemma_cli.rag.stores.sqlite_scope import Scope
 
 _UNTOKENED: Final = (
@@ -42,7 +42,7 @@ def untokened(
         found.append(
             Untokened(
                 row,
-                _version(generation, actor, content),
+                token_version(generation, actor, content),
                 Passage(content, tuple(text for text, _ in earlier)),
                 (*(who for _, who in earlier), actor),
             )
@@ -65,14 +65,6 @@ def _generation(db: apsw.Connection, ns: int) -> int:
     return int(db.execute("SELECT generation FROM namespaces WHERE ns = ?", (ns,)).get)
 
 
-def _version(generation: int, actor: str | None, content: str) -> int:
-    """Stands for what codes are made of: the model, who said it, and the text. The number of the last change would not
-    do: a move between tiers changes it, and must not void work under way. A row may be used again for another
-    memory; this tells the two apart."""
-    digest = blake2b(f"{generation}\0{actor!r}\0{content}".encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "big", signed=True)
-
-
 def keep(scope: Scope, done: Sequence[Untokened], codes: Sequence[bytes]) -> None:
     """See `TokenStore.put_tokens`. Counts as one change, without a row for the index to take in: answers may come in
     another order from now on."""
@@ -81,7 +73,7 @@ def keep(scope: Scope, done: Sequence[Untokened], codes: Sequence[bytes]) -> Non
         found = scope.db.execute(
             "SELECT actor, content FROM memories WHERE row = ? AND ns = ?", (memory.row, scope.ns)
         ).fetchone()
-        if found is None or _version(generation, *found) != memory.version:
+        if found is None or token_version(generation, *found) != memory.version:
             continue
         scope.db.execute("INSERT OR REPLACE INTO tokens VALUES(?, ?)", (memory.row, blob))
         scope.db.execute("UPDATE memories SET tokened = 1 WHERE row = ? AND tokened = 0", (memory.row,))

@@ -3,25 +3,30 @@ its caller opens and ends."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
-from datetime import UTC, datetime
 from typing import Final
 
 import apsw
 
 from gemma_cli.rag.errors import CapacityError, InvalidInputError
-from gemma_cli.rag.memory import FREQUENCY_HALF, FREQUENCY_WEIGHT, TIERS, MemoryEntry, MemoryTier, TierRules
+from gemma_cli.rag.memory import (
+    FREQUENCY_HALF,
+    FREQUENCY_WEIGHT,
+    IMPORTANCE_WEIGHT,
+    TIERS,
+    MemoryEntry,
+    MemoryTier,
+    TierRules,
+)
 from gemma_cli.rag.stores import sqlite_embeddings, sqlite_tokens
 from gemma_cli.rag.stores import sqlite_eviction as eviction
 from gemma_cli.rag.stores.base import KEEP, Update
-from gemma_cli.rag.stores.sqlite_rows import INSERT, TIER_CODE, Row, encode, entry_at
+from gemma_cli.rag.stores.changes import PROMOTION_ORDER, changed
+from gemma_cli.rag.stores.rows import TIER_CODE
+from gemma_cli.rag.stores.sqlite_rows import INSERT, Row, encode, entry_at
 from gemma_cli.rag.stores.sqlite_scope import Scope
 
 REMOVALS_KEPT: Final = 20_000
 """Removals a slow reader may lag behind before it has to load the index anew."""
-
-PROMOTION_ORDER: Final = (MemoryTier.LONG_TERM, MemoryTier.EPISODIC, MemoryTier.SHORT_TERM, MemoryTier.WORKING)
-"""From the top down, so that one run moves a memory one tier at most."""
 
 
 def put(
@@ -237,9 +242,9 @@ def touch(scope: Scope, ids: Iterable[str]) -> None:
     for memory_id, times in Counter(ids).items():
         scope.db.execute(
             "UPDATE memories SET access_count = access_count + ?1, accessed = max(accessed, ?2), "
-            "standing = standing + ?5 * ((access_count + ?1) / (access_count + ?1 + ?6) "
-            "- access_count / (access_count + ?6)) WHERE ns = ?3 AND id = ?4",
-            (times, scope.now, scope.ns, memory_id, FREQUENCY_WEIGHT, FREQUENCY_HALF),
+            "standing = ?7 * importance + ?5 * (access_count + ?1) / (access_count + ?1 + ?6) "
+            "WHERE ns = ?3 AND id = ?4",
+            (times, scope.now, scope.ns, memory_id, FREQUENCY_WEIGHT, FREQUENCY_HALF, IMPORTANCE_WEIGHT),
         )
 
 
@@ -250,7 +255,7 @@ def update(scope: Scope, memory_id: str, change: Update, rules: TierRules) -> Me
         return None
     stored = rows[0]
     old = entry_at(scope.db, stored)
-    new = _changed(old, change, rules, scope.now)
+    new = changed(old, change, rules, scope.now)
     ((_, row, blob),) = encode([new])
     expires = None if new.expires_at is None else new.expires_at.timestamp()
     columns = INSERT[INSERT.index("(") + 1 : INSERT.index(")")]
@@ -267,30 +272,3 @@ def update(scope: Scope, memory_id: str, change: Update, rules: TierRules) -> Me
     if (new.content, new.actor) != (old.content, old.actor):
         sqlite_tokens.forget(scope, stored)
     return new
-
-
-def _changed(old: MemoryEntry, change: Update, rules: TierRules, now: float) -> MemoryEntry:
-    expires = old.expires_at
-    if change.pinned is True:
-        expires = None
-    elif change.pinned is False and old.pinned:
-        at = rules.policies[old.tier].expiry(now)
-        expires = None if at is None else datetime.fromtimestamp(at, UTC)
-    occurred = change.occurred_at
-    return replace(
-        old,
-        content=old.content if change.content is KEEP else change.content,
-        embedding=old.embedding if change.embedding is KEEP else change.embedding,
-        importance=old.importance if change.importance is KEEP else change.importance,
-        tags=old.tags if change.tags is KEEP else set(change.tags),
-        metadata=old.metadata if change.metadata is KEEP else dict(change.metadata),
-        pinned=old.pinned if change.pinned is KEEP else change.pinned,
-        actor=old.actor if change.actor is KEEP else change.actor,
-        session=old.session if change.session is KEEP else change.session,
-        occurred_at=old.occurred_at
-        if occurred is KEEP
-        else None
-        if occurred is None
-        else datetime.fromtimestamp(occurred, UTC),
-        expires_at=expires,
-    )
