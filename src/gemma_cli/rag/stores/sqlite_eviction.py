@@ -16,6 +16,10 @@ STRIDE: Final = 8
 """Index entries read from each end before the bound is looked at again."""
 
 
+ROUNDING: Final = 1e-9
+"""More than a sum of three such numbers can be off."""
+
+
 @dataclass(frozen=True, slots=True, order=True)
 class Candidate:
     """A row and how much it matters."""
@@ -65,11 +69,12 @@ def deserving(db: apsw.Connection, ns: int, tier: MemoryTier, rules: TierRules, 
 
 def _deserving(db: apsw.Connection, ns: int, tier: MemoryTier, rules: TierRules, now: float) -> Iterator[Candidate]:
     # Recency is at most RECENCY_WEIGHT, so whoever stands lower than the rest of the threshold can't reach it.
+    least = rules.threshold - RECENCY_WEIGHT - ROUNDING
     rows = db.execute(
         "SELECT row, standing + ?1 * exp(-?2 * max(?3 - created, 0.0) / ?4) FROM memories INDEXED BY by_standing "
-        "WHERE ns = ?5 AND tier = ?6 AND pinned = 0 AND standing >= ?7 - ?1 "
+        "WHERE ns = ?5 AND tier = ?6 AND pinned = 0 AND standing >= ?8 "
         "AND standing + ?1 * exp(-?2 * max(?3 - created, 0.0) / ?4) >= ?7 AND (expires IS NULL OR expires > ?3)",
-        (RECENCY_WEIGHT, rules.decay, now, SECONDS_PER_DAY, ns, TIER_CODE[tier], rules.threshold),
+        (RECENCY_WEIGHT, rules.decay, now, SECONDS_PER_DAY, ns, TIER_CODE[tier], rules.threshold, least),
     )
     for row, relevance in rows:
         yield Candidate(relevance, row)
