@@ -19,6 +19,7 @@ from gemma_cli.rag.words import (
     facet,
     query_terms,
     tokens,
+    unnamed,
     without,
     word_terms,
 )
@@ -288,3 +289,42 @@ def test_a_name_leaves_and_takes_nothing_with_it() -> None:
     sentence = "\u7530\u4e2d\u3055\u3093\u306f\u4f1a\u8b70 \u6559\u3048\u3066"
     assert without(sentence, tanaka) == sentence
     assert without("Mia", mia) == "Mia"
+    assert without("boats \n are  late", mia) == "boats \n are  late"
+
+
+@pytest.mark.parametrize(
+    ("question", "left"),
+    [
+        ("What did Mia say about the boat?", "What did say about the boat?"),
+        ("Which of Anne-Marie's boats did Li\u2019s and James' crew like?", "Which of boats did and crew like?"),
+        (
+            "\u0415\u0441\u0442\u044c \u043b\u0438 \u041c\u0438\u0448\u0430 \u0442\u0443\u0442?",
+            "\u0415\u0441\u0442\u044c \u043b\u0438 \u0442\u0443\u0442?",
+        ),
+        ("What did I tell (Mia) when I'm away from the Sea, Tom?", "What did I tell when I'm away from the"),
+    ],
+)
+def test_a_question_without_its_names(question: str, left: str) -> None:
+    """What has a capital first and nowhere else, within a sentence, leaves, its possessive and punctuation too."""
+    assert unnamed(question) == left
+
+
+@pytest.mark.parametrize(
+    "question",
+    [
+        "Is the API of numpy's MaskedArray in NASA's iPhone app?",  # no names by their look
+        "Mia found which boat?",  # the first word has a capital anyway
+        "They sailed home. Where is the boat now? Really now?",
+        "Where Is The Boat Of Mia?",  # in a title every word has one
+        "WHERE IS THE BOAT OF MIA?",
+        "\u7530\u4e2d\u3055\u3093\u306f Tanaka \u3067\u3059\u304b\uff1f",
+        "Who is Mia?",  # nothing that tells would be left
+        "What did Mia say about the boat",  # maybe a memory's own words
+        "They said that Mia sold the boat.",
+        "and so on " * 22 + "with Mia?",
+        "",
+    ],
+)
+def test_a_question_that_stays_as_it_is(question: str) -> None:
+    """Where capitals don't tell names, or nothing would be left, and in long texts and statements, nothing leaves."""
+    assert unnamed(question) == question

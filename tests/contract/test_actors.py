@@ -3,11 +3,16 @@
 import numpy as np
 import pytest
 from conftest import Clock
-from memory_places import Place
+from memory_places import Place, WordEmbedder
+from numpy.typing import NDArray
 
 from gemma_cli.rag import MemoryEntry
 
 pytestmark = pytest.mark.anyio
+
+
+def unit(vector: NDArray[np.float32]) -> NDArray[np.float32]:
+    return vector / np.linalg.norm(vector)
 
 
 def said(actor: str | None, content: str) -> MemoryEntry:
@@ -94,3 +99,35 @@ async def test_names_are_those_of_the_living_whatever_the_clock_did(place: Place
     clock.tick(-3600)
     after = [(h.content, h.score) for h in await backend.recall_memories("when does Zoe leave", touch=False)]
     assert after == before
+
+
+async def test_a_name_that_is_no_actor_s_counts_half_in_the_cosine(place: Place, clock: Clock) -> None:
+    """The cosine is that of the direction midway between a question and the question without the name; of the whole
+    question where the actor has no weight, and for a statement, so that a memory's own words are as near as can be."""
+    embedder = WordEmbedder()
+    backend = await place.open(embedder=embedder, clock=clock)
+    memory = "yesterday Ana moved the boat"
+    await backend.store_memory(memory, "semantic", actor="Ben")
+    question, unnamed = "which boat was it that Ana moved?", "which boat was it that moved?"
+
+    async def cosine(text: str, **given: object) -> float:
+        return (await backend.recall_memories(text, **given))[0].similarity_score
+
+    whole, rest, stored = (unit(embedder.encode([text])[0]) for text in (question, unnamed, memory))
+    assert await cosine(question) == pytest.approx(float(unit(whole + rest) @ stored), abs=1e-5)
+    assert await cosine(question, weights={"actor": 0}) == pytest.approx(float(whole @ stored), abs=1e-5)
+    assert await cosine("which boat was it that Ben moved?") == pytest.approx(float(rest @ stored), abs=1e-5)
+    assert await cosine(memory) == pytest.approx(1, abs=1e-5)
+
+
+async def test_a_model_for_which_a_name_turns_a_question_round(place: Place, clock: Clock) -> None:
+    """Where the two vectors cancel out, the whole question's is taken."""
+
+    class Turning:
+        def encode(self, texts: list[str]) -> np.ndarray:
+            return np.array([[1.0, 0.0] if "Ana" in text else [-1.0, 0.0] for text in texts], np.float32)
+
+    backend = await place.open(embedder=Turning(), clock=clock)
+    await backend.store_memory("Ana moved the boat", "semantic")
+    [hit] = await backend.recall_memories("which boat was it that Ana moved?")
+    assert hit.similarity_score == pytest.approx(1)

@@ -436,6 +436,15 @@ async def test_a_question_longer_than_the_model_s_window_has_an_answer(place: Pl
     assert "tokens" in (hit.explanation or {})
 
 
+async def test_tokens_are_those_of_the_whole_question(place: Place, clock: Clock) -> None:
+    """A name that counts half in the vector counts in full among the tokens."""
+    backend = await place.open(embedder=TokenEmbedder(), clock=clock)
+    await backend.store_memories([told("Ana paints the quay."), told("Tom paints the quay.")])
+    found = await backend.recall_memories("which quay does Ana paint?", explain=True)
+    tokens = {entry.content: entry.explanation["tokens"] for entry in found}
+    assert tokens["Ana paints the quay."] > tokens["Tom paints the quay."]
+
+
 async def test_the_tokens_of_short_questions_are_kept(place: Place, clock: Clock) -> None:
     """A short question asked again needs no model; the tokens of a long one, which take megabytes, are made anew."""
     embedder = TokenEmbedder()

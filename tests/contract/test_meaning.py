@@ -58,6 +58,19 @@ async def test_the_closeness_of_meaning_can_be_a_condition(place, model):
     assert await backend.recall_memories("Is the child allergic to nuts?", min_similarity=0.45)
 
 
+async def test_a_name_does_not_hide_what_was_said(place, model):
+    """Where nobody knows who said what, a question about Clara finds what she told, not only who greets her."""
+    backend = await place.open(embedder=model)
+    greetings = ("Hey Clara, you look well today!", "Clara, good to see you again.", "Thanks Clara, that means a lot.")
+    greetings += ("Clara, you always know what to say.", "Take care, Clara, and see you soon!")
+    told = "I finally got the hang of a creamy risotto last week."
+    await backend.store_memories({"content": text, "memory_type": "semantic"} for text in (*greetings, told))
+    question = "Which dish has Clara learned to cook?"
+    assert told in [hit.content for hit in await backend.recall_memories(question, limit=3)]
+    by_whole = await backend.recall_memories(question, limit=3, weights={"actor": 0})
+    assert told not in [hit.content for hit in by_whole]
+
+
 async def test_a_text_longer_than_the_model_s_window_is_found_by_its_end(place, model):
     """Nothing of a long memory is lost to the model: its last sentence is near the whole."""
     backend = await place.open(embedder=model)

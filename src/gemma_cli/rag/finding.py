@@ -1,15 +1,19 @@
 """The verbs that find memories. `PythonRAGBackend` inherits them."""
 
+import asyncio
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from datetime import datetime
 from typing import Final, TypedDict, Unpack
 
+import numpy as np
+from numpy.typing import NDArray
+
 from gemma_cli.rag import intake, why_not
 from gemma_cli.rag import validation as check
 from gemma_cli.rag.answers import AnswerCache
-from gemma_cli.rag.candidates import REFINED, Question
+from gemma_cli.rag.candidates import REFINED, ROUNDING, Question
 from gemma_cli.rag.confidence import Recalled, judged
 from gemma_cli.rag.errors import InvalidInputError, InvalidTypeError
 from gemma_cli.rag.late_interaction import query_tokens
@@ -20,7 +24,7 @@ from gemma_cli.rag.ranking import BY_WORDS
 from gemma_cli.rag.stores.base import Filter
 from gemma_cli.rag.verbs import Verbs, timed
 from gemma_cli.rag.why_not import WhyNot
-from gemma_cli.rag.words import without
+from gemma_cli.rag.words import unnamed, without
 
 DEFAULT_LIMIT: Final = 5
 
@@ -145,15 +149,22 @@ class Finding(Verbs):
 
     async def _search(self, query: str, question: Question) -> list[MemoryEntry]:
         """The answer to a question that has no vector yet. The names of those who said things are left out of the text
-        that is embedded: a memory is seldom about the name of who said it, and the actor is a signal of its own."""
+        that is embedded: a memory is seldom about the name of who said it, and the actor is a signal of its own. Other
+        names count half in the vector, which they would draw to whoever is named, away from what is asked; words and
+        tokens keep them."""
         store, now = self._repository.store, self.now()
         vectorizer = await self._repository.fitting_vectorizer()
-        if question.weights.actor and len(names := await store.names(question.terms, now)):
-            query = without(query, names)
+        texts = [query]
+        if question.weights.actor:
+            names = await store.names(question.terms, now)
+            texts = list(dict.fromkeys(without(text, names) for text in (query, unnamed(query))))
         if vectorizer.token_encoder is None or not self._late_interaction or not question.weights.tokens:
-            return await store.search(replace(question, vector=await vectorizer.vector(query)), now)
-        vector, found = await vectorizer.with_tokens(query)
-        return await store.search(replace(question, vector=vector, tokens=query_tokens(query, found)), now)
+            vector = _midway(await vectorizer.vectors(texts))
+            return await store.search(replace(question, vector=vector), now)
+        # Asked for at once, texts go through the model together.
+        read = await asyncio.gather(*map(vectorizer.with_tokens, texts))
+        vector, tokens = _midway(np.stack([vector for vector, _ in read])), query_tokens(texts[0], read[0][1])
+        return await store.search(replace(question, vector=vector, tokens=tokens), now)
 
     @timed
     async def why_not(
@@ -249,6 +260,14 @@ class Finding(Verbs):
                 raise InvalidInputError(f"after: there is no memory {after!r} (any more); begin the listing again")
             position = (last.created_at.timestamp(), last.id)
         return await self._repository.store.page(wanted, self.now(), limit=limit, after=position)
+
+
+def _midway(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The direction between vectors of length 1 (the rows): one alone as it is, the first where they cancel out."""
+    first: NDArray[np.float32] = vectors[0]
+    total = vectors.sum(axis=0, dtype=np.float64)
+    length = float(np.linalg.norm(total))
+    return first if len(vectors) == 1 or length < ROUNDING else np.asarray(total / length, np.float32)
 
 
 def _default_limit(max_tokens: int | None) -> int:

@@ -17,6 +17,7 @@ from collections import Counter
 from collections.abc import Collection, Iterable
 from functools import lru_cache
 from hashlib import blake2b
+from itertools import pairwise
 from typing import Final
 
 import numpy as np
@@ -87,6 +88,12 @@ _STEMMER: Final = Stemmer.Stemmer("english")
 
 _QUESTION_MARKS: Final = ("?", "\uff1f", "\u061f", "\u037e")
 
+_SENTENCE_ENDS: Final = (".", "!", ":", *_QUESTION_MARKS)
+_POSSESSIVE: Final = re.compile(r"['\u2019]s?(?=\W*$)")
+
+MOST_WORDS: Final = 64
+"""A longer question is seldom about whom it names, and takes the model long enough once."""
+
 
 def facet(kind: str, value: str) -> int:
     """The term of a tag, an actor or a session; never equal to a word's."""
@@ -116,7 +123,7 @@ def encode_terms(content: str, facets: Iterable[int] = ()) -> bytes:
     counts = Counter(word_terms(content, singles=True))
     pack = _RECORD.pack
     records = [pack(term, count if count < 256 else 255) for term, count in counts.items()]
-    kept = {*facets, ASKS} if content.rstrip().endswith(_QUESTION_MARKS) else set(facets)
+    kept = {*facets, ASKS} if _asks(content) else set(facets)
     records += [pack(term, 0) for term in sorted(kept - counts.keys())]
     return b"".join(records)
 
@@ -127,12 +134,36 @@ def query_terms(query: str) -> NDArray[np.uint64]:
 
 
 def without(text: str, terms: Collection[int]) -> str:
-    """A text less those of its words that have one of the terms; all of it where nothing would be left."""
-    kept = " ".join(word for word in text.split() if not _all_in(word, terms))
-    return kept if word_terms(kept) else text
+    """A text less those of its words that have one of the terms; all of it, as it is, where none or all would go."""
+    words = text.split() if terms else []
+    kept = [word for word in words if not _all_in(word, terms)]
+    left = " ".join(kept)
+    return left if len(kept) < len(words) and word_terms(left) else text
 
 
 def _all_in(word: str, terms: Collection[int]) -> bool:
     """A stretch between blanks may be more than a word: a whole sentence in Chinese."""
     found = word_terms(word)
     return bool(found) and all(term in terms for term in found)
+
+
+def unnamed(question: str) -> str:
+    """A question less what looks like names in it: "Mia", "Anne-Marie's", not "API" or "DataFrame". All of it where
+    capitals don't tell (every word has one), where nothing but stop words would be left, and where it has more than
+    `MOST_WORDS`. A text that ends with no question mark is given back as it is, so that a memory which is looked for
+    by its own words is as near as can be."""
+    words = question.split()
+    if not _asks(question) or len(words) > MOST_WORDS or not any(word[:1].islower() for word in words[1:]):
+        return question
+    kept = [word for before, word in pairwise(words) if before.endswith(_SENTENCE_ENDS) or not _is_name(word)]
+    left = " ".join(words[:1] + kept)
+    return question if len(kept) == len(words) - 1 or STOP_WORDS.issuperset(tokens(left)) else left
+
+
+def _asks(text: str) -> bool:
+    return text.rstrip().endswith(_QUESTION_MARKS)
+
+
+def _is_name(word: str) -> bool:
+    """Whether each part of it has a capital first and nowhere else."""
+    return _POSSESSIVE.sub("", word).istitle() and not STOP_WORDS.issuperset(tokens(word))
