@@ -396,3 +396,25 @@ def test_the_size_in_bytes_is_that_of_what_it_holds() -> None:
     random = np.random.default_rng(5)
     made = [Memory(row, unit(random.standard_normal(64)), "red blue") for row in range(5000)]
     assert indexed(made).nbytes - MemoryIndex(64).nbytes > 5000 * (64 + 2 * 13) * 0.9
+
+
+@given(steps, st.integers(1, 4), st.sets(st.sampled_from(["a", "b"])), st.sampled_from([0, 3, 1024]))
+@settings(deadline=None, max_examples=100)
+def test_what_stands_before_a_memory_and_what_has_facets_are_the_living(
+    history: list[tuple[list[Memory], list[int]]], count: int, tags: set[str], compact_above: int
+) -> None:
+    """`earlier` and `holding` give what a plain look at all living memories gives, whatever tiers they are in."""
+    with patch.object(blocks, "COMPACT_ABOVE", compact_above):
+        index, known = MemoryIndex(5), dict[int, Memory]()
+        for number, (added, removed) in enumerate(history):
+            index.apply(changes(number, added, removed, wide=5))
+            known = {row: m for row, m in known.items() if row not in removed} | {m.row: m for m in added}
+            now = number / 2
+            living = sorted((m for m in known.values() if m.expires > now), key=lambda m: (m.time, m.row))
+            expected = []
+            for row in range(42):
+                mates = [m.row for m in living if row in known and m.session == known[row].session is not None]
+                expected.append(mates[: mates.index(row)][-count:] if row in mates else [])
+            assert index.earlier(range(42), count, now) == expected
+            holding = {m.row for m in living if m.tags >= tags}
+            assert set(index.holding([facet("tag", tag) for tag in tags], now).tolist()) == holding

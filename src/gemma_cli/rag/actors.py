@@ -1,6 +1,7 @@
 """Who said something, and whom a question is about."""
 
 from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
@@ -18,6 +19,15 @@ USER: Final = "user"
 """The actor that "I" and "my" in a question stand for: the role of the human in every chat format."""
 
 FIRST_PERSON: Final = frozenset("i i'm i've i'd i'll me my mine myself".split())
+
+
+@dataclass(frozen=True, slots=True)
+class KnownTerms:
+    """Of a question's terms, those that are words of the names of `actors` with a living memory, and those that are
+    `frequent`: held by many of the memories."""
+
+    actors: frozenset[int] = frozenset()
+    frequent: frozenset[int] = frozenset()
 
 
 def first_person(query: str) -> bool:

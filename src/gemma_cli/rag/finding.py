@@ -150,20 +150,23 @@ class Finding(Verbs):
     async def _search(self, query: str, question: Question) -> list[MemoryEntry]:
         """The answer to a question that has no vector yet. The names of those who said things are left out of the text
         that is embedded: a memory is seldom about the name of who said it, and the actor is a signal of its own. Other
-        names count half in the vector, which they would draw to whoever is named, away from what is asked; words and
-        tokens keep them."""
+        names draw the vector to whoever is named, away from what is asked: those that many memories hold don't count in
+        it, the rest for half. Words and tokens keep them."""
         store, now = self._repository.store, self.now()
         vectorizer = await self._repository.fitting_vectorizer()
-        texts = [query]
+        whole, meant = query, [query]
         if question.weights.actor:
-            names = await store.names(question.terms, now)
-            texts = list(dict.fromkeys(without(text, names) for text in (query, unnamed(query))))
+            known = await store.known(question.terms, now)
+            texts = (query, unnamed(query, known.frequent), unnamed(query))
+            whole, *meant = (without(text, known.actors) for text in texts)
+        meant = list(dict.fromkeys(meant))
         if vectorizer.token_encoder is None or not self._late_interaction or not question.weights.tokens:
-            vector = _midway(await vectorizer.vectors(texts))
+            vector = _midway(await vectorizer.vectors(meant))
             return await store.search(replace(question, vector=vector), now)
         # Asked for at once, texts go through the model together.
-        read = await asyncio.gather(*map(vectorizer.with_tokens, texts))
-        vector, tokens = _midway(np.stack([vector for vector, _ in read])), query_tokens(texts[0], read[0][1])
+        distinct = list(dict.fromkeys((whole, *meant)))
+        read = dict(zip(distinct, await asyncio.gather(*map(vectorizer.with_tokens, distinct)), strict=True))
+        vector, tokens = _midway(np.stack([read[text][0] for text in meant])), query_tokens(whole, read[whole][1])
         return await store.search(replace(question, vector=vector, tokens=tokens), now)
 
     @timed

@@ -9,11 +9,12 @@ memory's neighbours the copies are what counts, by definition: their float32 vec
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from gemma_cli.rag.actors import Actors
+from gemma_cli.rag.actors import Actors, KnownTerms
 from gemma_cli.rag.blocks import Block, Rows, living_actors
 from gemma_cli.rag.candidates import ROUNDING, Candidates, Question, contenders
 from gemma_cli.rag.memory import TIERS
@@ -21,6 +22,10 @@ from gemma_cli.rag.quantize import quantize
 from gemma_cli.rag.ranking import inverse_document_frequency
 from gemma_cli.rag.sessions import Sessions
 from gemma_cli.rag.signals import ABSENT, Probe, Signal, Signals
+
+FREQUENT_FROM: Final = 20
+FREQUENT_SHARE: Final = 0.05
+"""A term is frequent where so many memories, and such a share of all, hold it: as a talk holds its speakers' names."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,18 +79,53 @@ class MemoryIndex:
             for row in block.slot_of.keys() & leaving:
                 block.remove(row)
 
-    def names(self, terms: NDArray[np.uint64], now: float) -> frozenset[int]:
-        """Those of a question's terms that are words of the names of actors with a living memory."""
+    def known(self, terms: NDArray[np.uint64], now: float) -> KnownTerms:
+        """What is known of a question's terms."""
         self._settle(now)
-        return frozenset(self.actors.named(terms, living_actors(self._blocks)))
+        least = max(FREQUENT_FROM, FREQUENT_SHARE * len(self))
+        return KnownTerms(
+            frozenset(self.actors.named(terms, living_actors(self._blocks))),
+            frozenset(terms[self._containing(terms) >= least].tolist()),
+        )
+
+    def _containing(self, terms: NDArray[np.uint64]) -> NDArray[np.int64]:
+        """How many living memories hold each term."""
+        counts = [[len(o.slots) for o in block.living_occurrences(terms)] for block in self._blocks]
+        return np.asarray(np.sum(counts, axis=0, dtype=np.int64))
 
     def rarity(self, terms: Iterable[int], now: float) -> dict[int, float]:
         """The inverse document frequency of each term."""
         self._settle(now)
         wanted = np.array(sorted(set(terms)), np.uint64)
-        counts = [[len(o.slots) for o in block.living_occurrences(wanted)] for block in self._blocks]
-        idf = inverse_document_frequency(len(self), np.sum(counts, axis=0, dtype=np.int64))
+        idf = inverse_document_frequency(len(self), self._containing(wanted))
         return dict(zip(wanted.tolist(), idf.tolist(), strict=True))
+
+    def earlier(self, rows: Sequence[int], count: int, now: float) -> list[list[int]]:
+        """For each row those of up to `count` living memories right before it in its session, oldest first; nothing for
+        one that is not here."""
+        self._settle(now)
+        neighbours = self._sessions.neighbours(self._blocks)
+        if neighbours is None:
+            return [[] for _ in rows]
+        place_of: dict[int, int] = {}
+        start = 0
+        for block in self._blocks:
+            place_of |= {row: start + block.slot_of[row] for row in rows if row in block.slot_of}
+            start += block.used
+        known = np.concatenate([block.rows[: block.used] for block in self._blocks])
+        chains = [neighbours.chain(place_of[row], count) if row in place_of else [] for row in rows]
+        return [known[chain].tolist() if chain else [] for chain in chains]
+
+    def holding(self, facets: Sequence[int], now: float) -> NDArray[np.int64]:
+        """The rows of the living memories that have all of these facets (`words.facet`)."""
+        self._settle(now)
+        found = []
+        for block in self._blocks:
+            mask = block.alive[: block.used].copy()
+            for facet in facets:
+                mask &= block.having(facet)
+            found.append(block.rows[: block.used][mask])
+        return np.concatenate(found)
 
     def _settle(self, now: float) -> None:
         for tier, block in enumerate(self._blocks):

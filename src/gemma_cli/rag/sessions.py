@@ -57,6 +57,13 @@ class Neighbours:
         best = np.maximum(values[self.before[places]], values[self.after[places]])
         return np.where(best == -np.inf, np.float32(0), best)
 
+    def chain(self, place: int, count: int) -> list[int]:
+        """The places of up to `count` memories right before one in its session, oldest first."""
+        found: list[int] = []
+        while len(found) < count and (place := int(self.before[place])) != NONE:
+            found.append(place)
+        return found[::-1]
+
     @cached_property
     def windows(self) -> "Windows":
         """The windows around all memories, those without a session each in one of its own."""

@@ -147,15 +147,20 @@ def _all_in(word: str, terms: Collection[int]) -> bool:
     return bool(found) and all(term in terms for term in found)
 
 
-def unnamed(question: str) -> str:
-    """A question less what looks like names in it: "Mia", "Anne-Marie's", not "API" or "DataFrame". All of it where
+def unnamed(question: str, terms: Collection[int] | None = None) -> str:
+    """A question less what looks like names in it: "Mia", "Anne-Marie's", not "API" or "DataFrame"; with `terms`, less
+    those names alone whose words all have one of them. All of it where
     capitals don't tell (every word has one), where nothing but stop words would be left, and where it has more than
     `MOST_WORDS`. A text that ends with no question mark is given back as it is, so that a memory which is looked for
     by its own words is as near as can be."""
     words = question.split()
     if not _asks(question) or len(words) > MOST_WORDS or not any(word[:1].islower() for word in words[1:]):
         return question
-    kept = [word for before, word in pairwise(words) if before.endswith(_SENTENCE_ENDS) or not _is_name(word)]
+
+    def goes(word: str) -> bool:
+        return _is_name(word) and (terms is None or _all_in(word, terms))
+
+    kept = [word for before, word in pairwise(words) if before.endswith(_SENTENCE_ENDS) or not goes(word)]
     left = " ".join(words[:1] + kept)
     return question if len(kept) == len(words) - 1 or STOP_WORDS.issuperset(tokens(left)) else left
 

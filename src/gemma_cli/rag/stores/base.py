@@ -18,6 +18,7 @@ from typing import Any, Final, Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
+from gemma_cli.rag.actors import KnownTerms
 from gemma_cli.rag.candidates import Question
 from gemma_cli.rag.embedders.base import ModelIdentity, Passage
 from gemma_cli.rag.memory import MemoryEntry, MemoryTier, TierRules
@@ -116,8 +117,8 @@ class Store(Protocol):
     async def search(self, question: Question, now: float) -> list[MemoryEntry]:
         """The best memories for a question, best first, embeddings, scores and explanation filled in."""
 
-    async def names(self, terms: NDArray[np.uint64], now: float) -> frozenset[int]:
-        """Those of a question's terms (`words.query_terms`) that are words of the names of actors."""
+    async def known(self, terms: NDArray[np.uint64], now: float) -> KnownTerms:
+        """What the memories tell of a question's terms (`words.query_terms`)."""
 
     async def update(self, memory_id: str, change: Update, rules: TierRules, now: float) -> MemoryEntry | None:
         """Changes one memory and returns it as it is then. Taking a pin off starts the tier's TTL anew."""
@@ -203,6 +204,23 @@ class Linking(Protocol):
 
     async def links(self, memory_id: str | None, now: float, limit: int) -> list[Link]:
         """The links of one memory, or of all, most similar first, the newer memory first in each."""
+
+
+@dataclass(frozen=True, slots=True)
+class Particulars:
+    """What a store knows of a memory beside its fields: its number there (one that was put later has a larger one, and
+    memories of the same session and time stand in this order), and whether it has been compared (see `Linking`)."""
+
+    row: int
+    compared: bool
+
+
+@runtime_checkable
+class Particular(Protocol):
+    """A store that tells what another one must know for an exact copy."""
+
+    async def particulars(self, ids: Sequence[str], now: float) -> list[Particulars | None]:
+        """Of the memories with these ids, in their order; None for a missing one."""
 
 
 @runtime_checkable

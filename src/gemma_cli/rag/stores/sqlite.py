@@ -12,6 +12,7 @@ import apsw
 import numpy as np
 from numpy.typing import NDArray
 
+from gemma_cli.rag.actors import KnownTerms
 from gemma_cli.rag.candidates import Question
 from gemma_cli.rag.memory import MemoryEntry, MemoryTier, TierRules
 from gemma_cli.rag.stores import (
@@ -22,7 +23,7 @@ from gemma_cli.rag.stores import (
     sqlite_tokens,
     sqlite_write,
 )
-from gemma_cli.rag.stores.base import Filter, Link, Pending, StoredModel, StoreInfo, Untokened, Update
+from gemma_cli.rag.stores.base import Filter, Link, Particulars, Pending, StoredModel, StoreInfo, Untokened, Update
 from gemma_cli.rag.stores.sqlite_engine import SqliteEngine
 from gemma_cli.rag.stores.sqlite_read import Reader
 from gemma_cli.rag.stores.sqlite_rows import encode, entry_at
@@ -62,8 +63,8 @@ class SqliteStore(SqliteEngine):
     ) -> list[MemoryEntry]:
         return await self._read_with(lambda reader: reader.page(wanted, now, limit, after), counted=True)
 
-    async def names(self, terms: NDArray[np.uint64], now: float) -> frozenset[int]:
-        return await self._read_with(lambda reader: reader.names(terms, now))
+    async def known(self, terms: NDArray[np.uint64], now: float) -> KnownTerms:
+        return await self._read_with(lambda reader: reader.known(terms, now))
 
     async def search(self, question: Question, now: float) -> list[MemoryEntry]:
         return await self._ask(question, now)
@@ -130,6 +131,9 @@ class SqliteStore(SqliteEngine):
 
     async def links(self, memory_id: str | None, now: float, limit: int) -> list[Link]:
         return await self._read_with(lambda reader: sqlite_links.links(reader.db, reader.ns, memory_id, now, limit))
+
+    async def particulars(self, ids: Sequence[str], now: float) -> list[Particulars | None]:
+        return await self._read_with(lambda reader: sqlite_links.particulars(reader.db, reader.ns, ids, now))
 
     async def untokened(
         self, now: float, limit: int, context: int, ids: Sequence[str] | None = None

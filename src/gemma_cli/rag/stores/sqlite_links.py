@@ -6,7 +6,7 @@ from typing import Final
 import apsw
 
 from gemma_cli.rag.memory import MemoryEntry
-from gemma_cli.rag.stores.base import Link
+from gemma_cli.rag.stores.base import Link, Particulars
 from gemma_cli.rag.stores.sqlite_rows import entry_at
 from gemma_cli.rag.stores.sqlite_scope import Scope
 
@@ -14,6 +14,7 @@ UNCOMPARED: Final = (
     "SELECT row FROM memories INDEXED BY by_uncompared WHERE ns = ? AND compared = 0 "
     "AND (expires IS NULL OR expires > ?) ORDER BY row LIMIT ?"
 )
+PARTICULARS: Final = "SELECT row, compared FROM memories WHERE ns = ? AND id = ? AND (expires IS NULL OR expires > ?)"
 LINKS: Final = (
     "SELECT m.id, o.id, l.cosine FROM links AS l JOIN memories AS m ON m.row = l.row "
     "JOIN memories AS o ON o.row = l.other WHERE l.ns = ?1 AND (m.expires IS NULL OR m.expires > ?2) "
@@ -26,6 +27,12 @@ def uncompared(db: apsw.Connection, ns: int, now: float, limit: int) -> list[Mem
     """See `Linking.uncompared`."""
     rows = [row for (row,) in db.execute(UNCOMPARED, (ns, now, limit))]
     return [entry_at(db, row) for row in rows]
+
+
+def particulars(db: apsw.Connection, ns: int, ids: Sequence[str], now: float) -> list[Particulars | None]:
+    """See `Particular.particulars`."""
+    found = (db.execute(PARTICULARS, (ns, memory_id, now)).fetchone() for memory_id in ids)
+    return [None if one is None else Particulars(one[0], bool(one[1])) for one in found]
 
 
 def link(scope: Scope, compared: Sequence[str], links: Sequence[Link]) -> int:

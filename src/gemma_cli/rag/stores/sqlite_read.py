@@ -8,6 +8,7 @@ import apsw
 import numpy as np
 from numpy.typing import NDArray
 
+from gemma_cli.rag.actors import KnownTerms
 from gemma_cli.rag.blocks import Rows
 from gemma_cli.rag.candidates import Candidates, Hit, Question, Ranked, finish, refine
 from gemma_cli.rag.errors import ModelMismatchError, StoreDamagedError
@@ -95,10 +96,10 @@ class Reader:
         found = index.candidates(questions, now)
         return [self._answer(index, candidates, now) for candidates in found]
 
-    def names(self, terms: NDArray[np.uint64], now: float) -> frozenset[int]:
-        """See `Store.names`."""
+    def known(self, terms: NDArray[np.uint64], now: float) -> KnownTerms:
+        """See `Store.known`."""
         index = self._caught_up(now)
-        return frozenset() if index is None else index.names(terms, now)
+        return KnownTerms() if index is None else index.known(terms, now)
 
     def _answer(self, index: MemoryIndex, candidates: Candidates, now: float) -> list[MemoryEntry]:
         blobs = self._blobs(candidates)
