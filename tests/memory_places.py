@@ -11,6 +11,8 @@ from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
+from server_groups import shared_cluster
+from servers import shared
 
 from gemma_cli.rag import PythonRAGBackend, Settings
 from gemma_cli.rag.settings import MemorySettings
@@ -58,6 +60,16 @@ def process_memory(directory: Path) -> Iterator[str]:
     yield "memory://"
 
 
+@contextmanager
+def redis_server(directory: Path) -> Iterator[str]:
+    yield shared().url
+
+
+@contextmanager
+def redis_cluster(directory: Path) -> Iterator[str]:
+    yield shared_cluster().url
+
+
 @dataclass(frozen=True, slots=True)
 class StoreKind:
     """A kind of store that the contract suite runs over.
@@ -73,6 +85,8 @@ class StoreKind:
 STORE_KINDS: Final[Mapping[str, StoreKind]] = {
     "sqlite": StoreKind(sqlite_file, lasting=True),
     "memory": StoreKind(process_memory, lasting=False),
+    "redis": StoreKind(redis_server, lasting=True),
+    "cluster": StoreKind(redis_cluster, lasting=True),
 }
 
 

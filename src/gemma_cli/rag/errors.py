@@ -19,6 +19,7 @@
           ├── StoreBusyError          locked by another process for too long (also TimeoutError)
           ├── StoreFullError          no room on the disk or in the server
           ├── StoreDamagedError       a file that can't be read as a store
+          │    └── StoreLostError     a server that has lost what it held
           └── StoreVersionError       a store of another program or of a newer version
 
 Each message says what was wrong and what to do about it.
@@ -99,6 +100,11 @@ class StoreFullError(StoreError):
 
 class StoreDamagedError(StoreError):
     """The file is not readable as a store; it was left as it is."""
+
+
+class StoreLostError(StoreDamagedError):
+    """What the store held is gone from the server, which has lost its data or was emptied. Raised once; the next call
+    begins anew with an empty store."""
 
 
 class StoreVersionError(StoreError):

@@ -15,7 +15,8 @@ from gemma_cli.rag.memory import DEFAULT_DECAY, DEFAULT_PROMOTION_THRESHOLD, TIE
 
 T = TypeVar("T", bool, int, float, str)
 
-STORE_SCHEMES: Final = ("sqlite", "redis", "rediss", "redis+cluster", "rediss+cluster", "memory")
+REDIS_SCHEMES: Final = tuple("redis rediss unix redis+cluster rediss+cluster redis+sentinel rediss+sentinel".split())
+STORE_SCHEMES: Final = ("sqlite", *REDIS_SCHEMES, "memory")
 HIDDEN: Final = "***"
 BATCH_TOKENS: Final = 1_024
 """Rows times longest row of a batch. Between 512 and 2,048 no difference could be measured; a smaller batch is padded
@@ -251,8 +252,21 @@ class RedisSettings(Section):
     host: str = key_field("localhost", "Name or address of the server.", filled=True)
     port: int = key_field(6380, "TCP port.", 1, 65_535)
     db: int = key_field(0, "Number of the database; a cluster has only 0.", 0, 1_000_000)
-    pool_size: int = key_field(10, "Connections kept open, at most.", 1, 100_000)
-    connection_timeout: float = key_field(5.0, "Seconds to wait for a connection.", 0.01, 3_600.0)
+    pool_size: int = key_field(
+        10, "Connections to a server, at most; who finds none free waits within the time limit.", 1, 100_000
+    )
+    connection_timeout: float = key_field(
+        5.0, "Seconds to wait for a connection; never longer than timeout.", 0.01, 3_600.0
+    )
+    timeout: float = key_field(
+        4.0, "Seconds that one operation may take; waiting, reconnecting and trying again are included.", 0.01, 3_600.0
+    )
+    replicas: int = key_field(
+        0, "Replicas that must have confirmed a write before it counts (WAIT); 0 = the master's word is enough.", 0, 100
+    )
+    index_memory: int = key_field(
+        512, "MiB that the indexes of all namespaces in a process take together; the least used leave.", 1, 1_048_576
+    )
     username: str = key_field("", "User of the server's access list; empty = the default user.")
     password: str = key_field("", "Better given as GEMMA_RAG_REDIS__PASSWORD than in a file.", secret=True)
     tls: bool = key_field(False, "Encrypt the connection.")

@@ -1,0 +1,217 @@
+"""What the store on Redis can beyond the verbs: the optional protocols of `stores.base`."""
+
+import itertools
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gemma_cli.rag.embedders.base import Passage
+from gemma_cli.rag.errors import StoreDamagedError
+from gemma_cli.rag.memory import MemoryEntry
+from gemma_cli.rag.quantize import quantize
+from gemma_cli.rag.settings_schema import RedisSettings
+from gemma_cli.rag.stores import redis_scripts as scripts
+from gemma_cli.rag.stores.base import Link, Particulars, Pending, StoredModel, Untokened
+from gemma_cli.rag.stores.redis_link import Word
+from gemma_cli.rag.stores.redis_rows import Numbers, code, text_digest, token_version
+from gemma_cli.rag.stores.redis_session import LISTED_TOGETHER, RedisSession, rows_of
+from gemma_cli.rag.stores.rows import model_columns, to_model
+
+ROWS_KNOWN: Final = 100_000
+"""Rows whose ids are kept between a list of work and its results."""
+
+
+class RedisPowers(RedisSession):
+    """Near-duplicates, token codes, cached vectors, another model."""
+
+    def __init__(self, url: str, where: str, namespace: str, settings: RedisSettings) -> None:
+        super().__init__(url, where, namespace, settings)
+        self._ids: OrderedDict[int, str] = OrderedDict()
+
+    # Vectors of texts
+
+    async def cached_vectors(self, texts: Sequence[str]) -> dict[str, NDArray[np.float32]]:
+        if not texts:
+            return {}
+        found = await self._command("HMGET", self._keys.of("embeddings"), *map(text_digest, texts))
+        return {
+            text: np.frombuffer(vector, np.float32)
+            for text, vector in zip(texts, found, strict=True)
+            if vector is not None
+        }
+
+    def cache_vectors(self, vectors: Mapping[str, NDArray[np.float32]], capacity: int) -> None:
+        words = [word for text, vector in vectors.items() for word in (text_digest(text), vector.tobytes())]
+        self._behind(scripts.CACHE, capacity, *words)
+
+    # Near-duplicates
+
+    async def uncompared(self, now: float, limit: int) -> list[MemoryEntry]:
+        return await self._waiting("uncompared", now, limit)
+
+    async def link(self, compared: Sequence[str], links: Sequence[Link]) -> int:
+        state = await self._ready()
+        pairs = [word for pair in links for word in (pair.first, pair.second, float(pair.similarity))]
+        words = (state.generation, len(compared), *compared, *pairs)
+        return int(await state.link.script(scripts.LINK, self._keys.fixed, words, write=True, idempotent=True))
+
+    async def links(self, memory_id: str | None, now: float, limit: int) -> list[Link]:
+        found = await self._call(scripts.LINKS, now, limit, memory_id or "")
+        return [Link(found[i].decode(), found[i + 1].decode(), float(found[i + 2])) for i in range(0, len(found), 3)]
+
+    async def particulars(self, ids: Sequence[str], now: float) -> list[Particulars | None]:
+        found = await self._read(("s",), ids)
+        waiting = await self._command("ZMSCORE", self._keys.of("uncompared"), *ids) if ids else []
+        return [
+            None
+            if s is None or (numbers := Numbers.unpack(s)).expires <= now
+            else Particulars(numbers.row, row is None)
+            for [s], row in zip(found, waiting, strict=True)
+        ]
+
+    # Token codes
+
+    async def untokened(
+        self, now: float, limit: int, context: int, ids: Sequence[str] | None = None
+    ) -> list[Untokened]:
+        generation = (await self._ready()).generation
+        waiting = await self._ids_waiting("untokened", ids)
+        fields = ("s", "content", "actor", "session")
+        found: list[tuple[str, Numbers, list[bytes | None]]] = []
+        for start in range(0, len(waiting), LISTED_TOGETHER):
+            part = waiting[start : start + LISTED_TOGETHER]
+            for memory_id, values in zip(part, await self._read(fields, part), strict=True):
+                if values[0] is not None and (numbers := Numbers.unpack(values[0])).expires > now:
+                    found.append((memory_id, numbers, values))
+            if len(found) >= limit:
+                break
+        found = found[:limit]
+        rows = [numbers.row if values[3] is not None else None for _, numbers, values in found]
+        earlier = await self._earlier([row for row in rows if row is not None], context, now)
+        works = []
+        for memory_id, numbers, (_, content, actor, _) in found:
+            assert content is not None
+            before = earlier.get(numbers.row, [])
+            passage = Passage(content.decode(), tuple(text for text, _ in before))
+            version = token_version(generation, actor, content)
+            self._remember(numbers.row, memory_id)
+            who = (*(name for _, name in before), None if actor is None else actor.decode())
+            works.append(Untokened(numbers.row, version, passage, who))
+        return works
+
+    async def _earlier(self, rows: Sequence[int], count: int, now: float) -> dict[int, list[tuple[str, str | None]]]:
+        """What was said, and by whom, right before each of these rows in its session, oldest first."""
+        if not rows or not count:
+            return {}
+        ids = await self._from_mirror(lambda mirror: mirror.earlier(rows, count, now))
+        wanted = list(dict.fromkeys(itertools.chain.from_iterable(ids)))
+        found = dict(zip(wanted, await self._read(("content", "actor"), wanted), strict=True))
+        return {
+            row: [
+                (content.decode(), None if actor is None else actor.decode())
+                for content, actor in (found[name] for name in names)
+                if content is not None
+            ]
+            for row, names in zip(rows, ids, strict=True)
+        }
+
+    async def put_tokens(self, done: Sequence[Untokened], codes: Sequence[bytes]) -> None:
+        words: list[Word] = []
+        for work, blob in zip(done, codes, strict=True):
+            if (memory_id := self._ids.get(work.row)) is not None:
+                words += [memory_id, work.row, f"{work.version:012x}", blob]
+        if words:
+            await self._call(scripts.TOKENS, *words, write=True)
+
+    async def token_codes(self, ids: Sequence[str], now: float) -> list[bytes | None]:
+        found = await self._read(("s", "tokens"), ids)
+        return [None if s is None or Numbers.unpack(s).expires <= now else tokens for s, tokens in found]
+
+    # Looking through, and going over to another model
+
+    async def verify(self) -> None:
+        state = await self._ready()
+        wrong = await self._call(scripts.VERIFY, state.generation)
+        if wrong:
+            raise StoreDamagedError(
+                f"{self._where} is damaged: {wrong.decode()}; export it and import it into a new one"
+            )
+
+    async def reembed_begin(self, model: StoredModel, now: float) -> int:
+        stale = await self._command("HGET", self._keys.of("meta"), "stale")
+        if stale is not None:  # the last change of models was interrupted after it was made
+            await self._clean()
+        identity, probe = model_columns(model)
+        return int(await self._call(scripts.REEMBED, now, "begin", identity, probe or b"", write=True))
+
+    async def reembed_next(self, limit: int) -> list[Pending]:
+        ids = await self._command("ZRANGE", self._keys.of("unembedded"), 0, limit - 1)
+        pending = []
+        for memory_id, (packed, content) in zip(ids, await self._read(("s", "content"), ids), strict=True):
+            if packed is not None and content is not None:
+                numbers = Numbers.unpack(packed)
+                self._remember(numbers.row, memory_id.decode())
+                pending.append(Pending(numbers.row, numbers.sequence, content.decode()))
+        return pending
+
+    async def reembed_put(self, done: Sequence[Pending], vectors: NDArray[np.float32]) -> None:
+        words: list[Word] = [0.0, "put"]
+        quantised = quantize(np.asarray(vectors, np.float32))
+        for i, (work, vector) in enumerate(zip(done, rows_of(vectors), strict=True)):
+            if (memory_id := self._ids.get(work.row)) is not None:
+                words += [memory_id, work.row, work.version, vector, code(quantised, i)]
+        await self._call(scripts.REEMBED, *words, write=True)
+
+    async def reembed_finish(self, now: float) -> bool:
+        state = await self._ready()
+        columns = await self._command("HMGET", self._keys.of("meta"), "next-model", "next-probe")
+        generation = await self._call(scripts.REEMBED, now, "finish", write=True)
+        if generation == b"0":
+            return False
+        state.generation, state.model = generation.decode(), to_model(*columns)
+        state.mirror.drop()
+        await self._clean()
+        return True
+
+    async def _clean(self) -> None:
+        """Removes what the model before the last change of models has made, some memories at a time."""
+        ids = await self._command("ZRANGE", self._keys.of("created"), 0, -1)
+        for start in range(0, len(ids), LISTED_TOGETHER):
+            await self._call(scripts.REEMBED, 0.0, "clean", *ids[start : start + LISTED_TOGETHER], write=True)
+        await self._call(scripts.REEMBED, 0.0, "clean", write=True)
+
+    # Lists of work
+
+    async def _ids_waiting(self, name: str, ids: Sequence[str] | None) -> list[str]:
+        """Those that wait in one of the sorted sets, oldest first; of these ids, where some are given."""
+        key = self._keys.of(name)
+        if ids is None:
+            waiting = await self._command("ZRANGE", key, 0, -1)
+            return [memory_id.decode() for memory_id in waiting]
+        if not ids:
+            return []
+        rows = await self._command("ZMSCORE", key, *ids)
+        known = {memory_id: float(row) for memory_id, row in zip(ids, rows, strict=True) if row is not None}
+        return sorted(known, key=lambda memory_id: known[memory_id])
+
+    async def _waiting(self, name: str, now: float, limit: int) -> list[MemoryEntry]:
+        """Living memories that wait in one of the sorted sets, oldest first."""
+        waiting = await self._ids_waiting(name, None)
+        found: list[MemoryEntry] = []
+        step = min(limit, LISTED_TOGETHER)
+        for start in range(0, len(waiting), step):
+            part = await self.get(waiting[start : start + step], now)
+            found += [entry for entry in part if entry is not None]
+            if len(found) >= limit:
+                break
+        return found[:limit]
+
+    def _remember(self, row: int, memory_id: str) -> None:
+        """Work is handed out by rows, and comes back by them."""
+        self._ids[row] = memory_id
+        self._ids.move_to_end(row)
+        while len(self._ids) > ROWS_KNOWN:
+            self._ids.popitem(last=False)
