@@ -2,7 +2,7 @@
 PYTHON ?= python3
 ARGS ?=
 
-.PHONY: demo test lint bench bench-quality clean
+.PHONY: demo demo-redis test lint bench bench-quality clean
 
-demo test lint bench bench-quality clean:
+demo demo-redis test lint bench bench-quality clean:
 	@$(PYTHON) dev.py $@ $(ARGS)

@@ -2,6 +2,7 @@
 """Sets the project up in .venv/ beside this file and runs what a developer needs. Nothing but Python 3.11+ is required.
 
     python3 dev.py demo        the demonstration, on a store of its own
+    python3 dev.py demo-redis  another, on the Redis of docker-compose.yml, or on a server that it starts and ends
     python3 dev.py test ...    lint, types, then pytest with coverage; what follows is passed to pytest
     python3 dev.py lint        lint and types alone
     python3 dev.py bench ...   the drivers benchmarks/bench_*.py, or those named
@@ -24,9 +25,12 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import shlex
 import shutil
+import socket
 import subprocess
+import tempfile
 import time
 import tomllib
 import venv
@@ -48,6 +52,9 @@ LOCK = VENV / "dev.lock"
 BIN = VENV / ("Scripts" if os.name == "nt" else "bin")
 PYTHON = BIN / ("python.exe" if os.name == "nt" else "python")
 MODEL_GROUP = "model"
+COMPOSE_PORT = 6380  # where docker-compose.yml puts its Redis
+SERVERS = ("redis-server", "valkey-server")
+OLDEST_SERVER = (6, 2)
 BUILT = ("dist", "build", "htmlcov", ".hypothesis", ".pytest_cache", ".mypy_cache", ".ruff_cache")
 RUFF_AND_MYPY = (("ruff", "check", "."), ("ruff", "format", "--check", "."), ("mypy",))
 
@@ -250,6 +257,68 @@ def demo(arguments: list[str]) -> int:
     return run("gemma-rag", "demo", *arguments)
 
 
+def demo_redis(arguments: list[str]) -> int:
+    ensure({"demo-redis"})
+    if answers(COMPOSE_PORT):
+        say(f"on the Redis server at localhost:{COMPOSE_PORT}")
+        return run("python", "examples/redis_example.py", f"redis://localhost:{COMPOSE_PORT}/0", *arguments)
+    program = server_program()
+    if program is None:
+        say(f"no Redis answers at localhost:{COMPOSE_PORT}, and there is no redis-server of 6.2 or newer to start")
+        say("run `docker compose up --detach --wait`, or install one (apt install redis-server)")
+        return 1
+    with started(program) as port:
+        say(f"no Redis answers at localhost:{COMPOSE_PORT}; on {program}, on port {port} for as long as this takes")
+        return run("python", "examples/redis_example.py", f"redis://localhost:{port}/0", *arguments)
+
+
+def answers(port: int) -> bool:
+    """Whether a Redis server on this machine is ready and asks for no password."""
+    try:
+        with socket.create_connection(("localhost", port), timeout=1) as line:
+            line.sendall(b"PING\r\n")
+            return line.recv(5) == b"+PONG"
+    except OSError:
+        return False
+
+
+def server_program() -> Path | None:
+    """A server on PATH that is new enough, else the one that the group brought along; None: there is none."""
+    for folder in (os.environ.get("PATH", os.defpath), str(BIN)):
+        for name in SERVERS:
+            found = shutil.which(name, path=folder)
+            if found and version_of(found) >= OLDEST_SERVER:
+                return Path(found)
+    return None
+
+
+def version_of(program: str) -> tuple[int, ...]:
+    says = subprocess.run([program, "--version"], capture_output=True, text=True, check=False).stdout
+    match = re.search(r"v=(\d+)\.(\d+)", says)
+    return tuple(map(int, match.groups())) if match else ()
+
+
+@contextlib.contextmanager
+def started(program: Path) -> Iterator[int]:
+    """A server that keeps nothing, on a free port of this machine, until the end of the block; the port."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    options = ["--port", str(port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"]
+    with tempfile.TemporaryDirectory() as folder, (Path(folder) / "log").open("w+") as log:
+        server = subprocess.Popen([program, *options, "--dir", folder], stdout=log, stderr=log)
+        try:
+            while not answers(port):
+                if server.poll() is not None:
+                    log.seek(0)
+                    sys.exit(f"{log.read()}dev.py: {program} did not start")
+                time.sleep(0.05)
+            yield port
+        finally:
+            server.terminate()
+            server.wait()
+
+
 def lint(_: list[str]) -> int:
     ensure({"demo", "test"})
     return first_failure([run(*command) for command in RUFF_AND_MYPY])
@@ -300,6 +369,7 @@ def clean(_: list[str]) -> int:
 
 COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "demo": demo,
+    "demo-redis": demo_redis,
     "test": test,
     "lint": lint,
     "bench": bench,

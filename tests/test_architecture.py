@@ -26,7 +26,7 @@ LAYERS = (
     "batch_engine batching queries similar prefetching monitoring",
     # The backend and the pieces it is put together from.
     "answers shared_model vectorizer repository intake duplicates packing why_not token_index",
-    "reembedding transfer ingestion",
+    "reembedding transfer ingestion migration_marks migration_report migration",
     "verbs",
     "administration finding",
     "python_backend",

@@ -6,7 +6,8 @@ from importlib import resources
 from pathlib import Path
 
 import pytest
-from command_runs import Outcome, run_command
+from command_runs import ROOT, Outcome, run_command, run_python
+from servers import VARIABLE, Server, free_port, programs
 
 from gemma_cli.commands.demo import ABOUT_THE_CONVERSATION, CONVERSATION, HANDBOOK, QUESTIONS, questions
 from gemma_cli.rag import create_embedder
@@ -97,3 +98,27 @@ def test_every_shipped_question_has_its_answer_in_the_handbook(handbook: list[st
     assert len(kept) > len(questions()) - len(ABOUT_THE_CONVERSATION)
     for question in kept:
         assert any(question["answer"] in chunk and question["heading"] in chunk for chunk in handbook), question
+
+
+# On Redis
+
+
+@pytest.mark.skipif(not programs(), reason=f"no redis-server; install one or name it in {VARIABLE}")
+def test_two_agents_share_a_memory_on_redis(tmp_path: Path) -> None:
+    """What the first agent stored answers each question to the second; on the server nothing of it is left."""
+    with Server() as server:
+        server.ask("SET", "mine", "must not be touched")
+        outcome = run_python(ROOT / "examples" / "redis_example.py", server.url, cwd=tmp_path)
+        assert (outcome.code, outcome.stderr) == (0, "")
+        assert server.ask("KEYS", "*") == [b"mine"]
+    for question in questions():
+        assert FOUND in outcome.stdout.split(question.text)[1].split("\n\n")[0]
+    assert f"of {server.program.name} {'.'.join(map(str, server.version))}" in outcome.stdout
+
+
+def test_the_example_says_that_there_is_no_server(tmp_path: Path) -> None:
+    """Without a server it ends with 1 and a sentence on what to do, not with a traceback."""
+    outcome = run_python(ROOT / "examples" / "redis_example.py", f"redis://localhost:{free_port()}/0", cwd=tmp_path)
+    assert outcome.code == 1
+    assert "docker compose up" in outcome.stderr
+    assert "Traceback" not in outcome.stderr

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from command_runs import ROOT, run_python
+from servers import Server, programs
 
 SCRIPT = ROOT / "dev.py"
 
@@ -176,7 +177,7 @@ def test_the_projects_own_groups_can_be_installed(dev: ModuleType) -> None:
     """The groups that the commands ask for exist, and the extras that they name are the project's."""
     shutil.copy(ROOT / "pyproject.toml", dev.ROOT)
     project = dev.project()
-    named = [r for group in ("model", "demo", "test") for r in dev.members(project, group)]
+    named = [r for group in ("model", "demo", "demo-redis", "test") for r in dev.members(project, group)]
     own = [r for r in named if r.startswith(f"{project['project']['name']}[")]
     extras = {extra for r in own for extra in r[r.index("[") + 1 : r.index("]")].split(",")}
     assert extras
@@ -234,6 +235,99 @@ def test_an_unknown_benchmark_is_named_before_anything_is_installed(
     (dev.ROOT / "benchmarks" / "bench_memory.py").touch()
     assert dev.main(["bench", "memmory"]) == 2
     assert "bench_memmory.py; there are: memory" in capsys.readouterr().err
+
+
+# The demonstration on Redis
+
+HAVE_SERVER = pytest.mark.skipif(not programs(), reason="no redis-server")
+
+
+@pytest.fixture
+def redis_runs(dev: ModuleType, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The URLs that the example was run with; it is not carried out, but its server must answer."""
+    urls: list[str] = []
+
+    def run(*command: str) -> int:
+        assert command[:2] == ("python", "examples/redis_example.py")
+        assert dev.answers(port_of(command[2]))
+        urls.append(command[2])
+        return 0
+
+    monkeypatch.setattr(dev, "run", run)
+    monkeypatch.setattr(dev, "ensure", lambda groups: None)
+    return urls
+
+
+def port_of(url: str) -> int:
+    return int(url.rpartition(":")[2].removesuffix("/0"))
+
+
+@HAVE_SERVER
+def test_the_demonstration_uses_the_server_that_is_there(
+    dev: ModuleType, redis_runs: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Where a Redis answers at the port of docker-compose.yml, that one is used, left running and named."""
+    with Server() as server:
+        monkeypatch.setattr(dev, "COMPOSE_PORT", server.port)
+        monkeypatch.setattr(dev, "server_program", lambda: pytest.fail("another one was looked for"))
+        assert dev.main(["demo-redis"]) == 0
+        assert [port_of(url) for url in redis_runs] == [server.port]
+        assert server.running
+    assert f"on the Redis server at localhost:{server.port}" in capsys.readouterr().err
+
+
+@HAVE_SERVER
+@pytest.mark.parametrize("there", ["nothing", "a server with a password"])
+def test_the_demonstration_starts_a_server_and_ends_it(
+    there: str,
+    dev: ModuleType,
+    redis_runs: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Where none answers that it may use, one is started on a free port, named, and gone at the end."""
+    program = programs()[0].path
+    with Server(requirepass="secret") as locked:
+        monkeypatch.setattr(dev, "COMPOSE_PORT", 1 if there == "nothing" else locked.port)
+        monkeypatch.setattr(dev, "server_program", lambda: program)
+        assert dev.main(["demo-redis"]) == 0
+    [url] = redis_runs
+    assert port_of(url) != locked.port
+    assert not dev.answers(port_of(url))
+    assert f"on {program}, on port {port_of(url)}" in capsys.readouterr().err
+
+
+def test_the_demonstration_says_what_is_missing(
+    dev: ModuleType, redis_runs: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Without a server and without a program that is new enough it ends with 1 and says how to get one."""
+    old = dev.ROOT / "redis-server"
+    old.write_text("#!/bin/sh\necho Redis server v=6.0.16 sha=0\n")
+    old.chmod(0o755)
+    monkeypatch.setenv("PATH", str(dev.ROOT))
+    monkeypatch.setattr(dev, "COMPOSE_PORT", 1)
+    assert dev.main(["demo-redis"]) == 1
+    assert redis_runs == []
+    assert "docker compose up" in capsys.readouterr().err
+
+
+def test_the_server_on_path_comes_before_the_one_that_was_installed(
+    dev: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A new enough server on PATH is taken; else the one among the environment's programs."""
+    for folder in (dev.ROOT, dev.BIN):
+        program = folder / "redis-server"
+        program.write_text("#!/bin/sh\necho Redis server v=7.2.4 sha=0\n")
+        program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(dev.ROOT))
+    assert dev.server_program() == dev.ROOT / "redis-server"
+    (dev.ROOT / "redis-server").unlink()
+    assert dev.server_program() == dev.BIN / "redis-server"
+
+
+def test_the_port_is_that_of_the_compose_file(dev: ModuleType) -> None:
+    """The demonstration looks where docker-compose.yml puts its server."""
+    assert f"127.0.0.1:{dev.COMPOSE_PORT}:6379" in (ROOT / "docker-compose.yml").read_text("utf-8")
 
 
 # In processes of their own, on a copy

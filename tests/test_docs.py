@@ -3,6 +3,7 @@
 import re
 import shlex
 import subprocess
+import textwrap
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 import typer.main
 from command_runs import ROOT, call, run_python
+from servers import VARIABLE, programs, shared
 
 from gemma_cli.cli import app
 from gemma_cli.commands.session import ExitCode
@@ -47,7 +49,9 @@ def parses(words: list[str]) -> bool:
 def test_every_python_example_is_run() -> None:
     """The tests below run all of the README's Python."""
     assert blocks(README, "python") == [
-        code for title in ("Use it", "Into a prompt", "How it finds") for code in blocks(section(title), "python")
+        code
+        for title in ("Use it", "Into a prompt", "How it finds", "On Redis")
+        for code in blocks(section(title), "python")
     ]
 
 
@@ -80,6 +84,19 @@ def test_the_python_example_runs_as_it_stands(code: str, tmp_path: Path) -> None
     assert (outcome.code, outcome.stderr) == (0, "")
     assert re.fullmatch(r"\d\.\d\d My sister Lea is getting married in Lisbon\.\n", outcome.stdout)
     assert (tmp_path / "notes.db").exists()
+
+
+@pytest.mark.skipif(not programs(), reason=f"no redis-server; install one or name it in {VARIABLE}")
+def test_the_lines_on_redis_find_what_they_store(tmp_path: Path) -> None:
+    """The lines under "On Redis" print their memory, on a server at another address."""
+    [code] = blocks(section("On Redis"), "python")
+    assert len(code.splitlines()) == 3
+    begin = "import asyncio\nfrom gemma_cli.rag import PythonRAGBackend\n\n\nasync def main():\n"
+    example = begin + textwrap.indent(code, "    ") + "\n\nasyncio.run(main())\n"
+    (tmp_path / "example.py").write_text(example.replace("redis://localhost:6380/0", shared().url))
+    outcome = run_python("example.py", cwd=tmp_path)
+    assert (outcome.code, outcome.stderr) == (0, "")
+    assert outcome.stdout == "The spare key is with the neighbour on the left.\n"
 
 
 def command_lines() -> list[str]:
@@ -208,13 +225,13 @@ def make_targets() -> list[str]:
         for block in blocks(path.read_text("utf-8"), "console")
         for line in block.splitlines()
     ]
-    return sorted({match[1] for line in lines if (match := re.match(r"(?:\$ )?make ([a-z]+)", line))})
+    return sorted({match[1] for line in lines if (match := re.match(r"(?:\$ )?make ([a-z-]+)", line))})
 
 
 def test_every_make_target_exists() -> None:
     """What the documents tell to make is a target of the Makefile and a command of dev.py."""
     told = make_targets()
-    assert {"demo", "test"} <= set(told)
+    assert {"demo", "demo-redis", "test"} <= set(told)
     [phony] = re.findall(r"^\.PHONY: (.+)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
     assert set(told) <= set(phony.split())
     usage = subprocess.run([ROOT / "dev.py", "--help"], capture_output=True, text=True, check=True).stdout

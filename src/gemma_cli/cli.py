@@ -8,7 +8,7 @@ from typing import Annotated, Final
 
 import typer
 
-from gemma_cli.commands import config, documents, memories, upkeep
+from gemma_cli.commands import config, documents, memories, moving, upkeep
 from gemma_cli.commands.session import CliSession, exit_code, log_to_stderr
 
 app = typer.Typer(
@@ -78,6 +78,7 @@ COMMANDS: Final[tuple[tuple[str, Callable[..., None]], ...]] = (
     ("stats", upkeep.stats),
     ("export", documents.export_),
     ("import", documents.import_),
+    ("migrate", moving.migrate),
     ("reembed", upkeep.reembed),
     ("doctor", upkeep.doctor),
     ("tune", upkeep.tune),
