@@ -27,7 +27,6 @@ from servers import Program, Server, free_port
 
 from gemma_cli.rag import MemoryEntry, PythonRAGBackend, Settings
 from gemma_cli.rag.errors import StoreBusyError, StoreError, StoreFullError, StoreUnavailableError
-from gemma_cli.rag.stores.redis_keys import Keys
 
 pytest_plugins = ["server_fixtures"]
 pytestmark = pytest.mark.anyio
@@ -396,8 +395,3 @@ async def test_closing_while_the_server_hangs_ends_in_time(own_server: Server) -
     await backend.close()
     assert time.monotonic() - began < 2 * LIMIT + MARGIN
     own_server.resume()
-
-
-def test_the_keys_of_this_file_are_those_of_the_store() -> None:
-    """The access lists above speak of the store's own keys."""
-    assert Keys("mine").base == b"gemma-rag:{mine}:"

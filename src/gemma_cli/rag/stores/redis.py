@@ -51,7 +51,7 @@ class RedisStore(RedisPowers):
 
     async def adopt(self, model: StoredModel) -> StoredModel:
         state = await self._ready()
-        state.model, state.generation = await self._adopted(state, model)
+        state.model, state.generation = await self._adopted(state.link, state.generation, model)
         return state.model
 
     async def put(

@@ -9,9 +9,9 @@ from typing import Any, Final
 from gemma_cli.rag.errors import ModelMismatchError, StoreLostError
 from gemma_cli.rag.stores.base import StoredModel
 from gemma_cli.rag.stores.redis_keys import Keys
-from gemma_cli.rag.stores.redis_link import Call, RedisLink, Word
-from gemma_cli.rag.stores.redis_scripts import READ
-from gemma_cli.rag.stores.redis_search import INDEXED, News, Values
+from gemma_cli.rag.stores.redis_link import Command, RedisLink
+from gemma_cli.rag.stores.redis_reading import Values, reading, values_read
+from gemma_cli.rag.stores.redis_search import INDEXED, News
 from gemma_cli.rag.stores.rows import to_model
 
 READ_TOGETHER: Final = 256
@@ -86,8 +86,7 @@ class Feed:
         return [values for piece in found for values in piece]
 
     async def _read(self, fields: Sequence[str], ids: Sequence[str]) -> list[Values]:
-        found: list[Values] = (await self._ask(Call(READ, self._keys.fixed, (len(fields), *fields, *ids))))[0]
-        return found
+        return values_read(await self._ask(*reading(self._keys, self._generation(), fields, ids)), ids)
 
     async def pour(self, ids: Sequence[str], take: Taker) -> None:
         """Hands over memories, and reads the next ones meanwhile."""
@@ -121,7 +120,7 @@ class Feed:
                 return list(seen)
             first, step = first + LISTED_TOGETHER - 1, STEP_BACK
 
-    async def _ask(self, *commands: Sequence[Word] | Call) -> list[Any]:
+    async def _ask(self, *commands: Command) -> list[Any]:
         """The answers of the server. The generation is read after them, so that nothing of another model passes for
         something of ours."""
         meta = ("HGET", self._keys.of("meta"), "generation")

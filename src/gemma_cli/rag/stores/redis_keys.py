@@ -3,7 +3,6 @@
 | key | kind | holds |
 |---|---|---|
 | `meta` | hash | counters, the model, the format |
-| `recent` | list | the last requests and their results |
 | `changes` | stream | what changed, by its sequence number, for the indexes in the processes |
 | `created` | sorted set | every id by its creation |
 | `expiry` | sorted set | ids by when they expire |
@@ -27,7 +26,7 @@ from gemma_cli.rag.memory import TIERS
 PREFIX: Final = "gemma-rag"
 
 FIXED: Final = (
-    *"meta changes created expiry uncompared untokened unembedded links embeddings embedding-ages recent".split(),
+    *"meta changes created expiry uncompared untokened unembedded links embeddings embedding-ages".split(),
     *(f"standing:{tier}" for tier in range(len(TIERS))),
     *(f"age:{tier}" for tier in range(len(TIERS))),
 )
@@ -54,6 +53,10 @@ class Keys:
     def slot(self) -> bytes:
         """A key to find the namespace's node by."""
         return self.base + b"meta"
+
+    def memory(self, memory_id: str | bytes) -> bytes:
+        """The hash of a memory."""
+        return self.base + b"m:" + (memory_id if isinstance(memory_id, bytes) else memory_id.encode())
 
     def of(self, name: str) -> bytes:
         """One of `FIXED`."""

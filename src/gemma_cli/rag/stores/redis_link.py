@@ -68,6 +68,8 @@ class Call:
     script: ScriptLike
     keys: Sequence[bytes]
     args: Sequence[Word] = ()
+    again: Sequence[Word] | None = None
+    """Sent instead of args when the script may have run already, its answer lost."""
 
 
 Command = Sequence[Word] | Call
@@ -188,13 +190,14 @@ class RedisLink:
         *,
         write: bool = False,
         idempotent: bool = False,
+        again: Sequence[Word] | None = None,
     ) -> Any:
         """The raw answer of a script: bytes, int, None or lists of these. All keys lie in one slot.
 
         write: it may change something; then, unless it is idempotent, it is sent again only where it surely did not
             run, and `[redis] replicas` must confirm it.
         Raises `ScriptRefusal` for an error of the script's own, else a `StoreError`."""
-        [reply] = await self.commands(keys[0], (Call(script, keys, args),), write=write, idempotent=idempotent)
+        [reply] = await self.commands(keys[0], (Call(script, keys, args, again),), write=write, idempotent=idempotent)
         return reply
 
     async def commands(
@@ -242,15 +245,21 @@ class RedisLink:
             try:
                 async with asyncio.timeout_at(self._end_of_try(progress, loop.time())) as progress.limit:
                     node = asked or await self._route.node(slot_key, progress)
-                    sent = [commands[i] for i in pending]
+                    # An ASK is for one command: the keys of the next one may still be at home.
+                    now = pending if asked is None else pending[:1]
+                    sent = [commands[i] for i in now]
                     found = await self._send(node, slot_key, sent, progress, asking=asked is not None)
-                    for i, reply in zip(pending, found, strict=True):
+                    for i, reply in zip(now, found, strict=True):
                         replies[i] = reply
-                refused = [i for i in pending if _repeatable(commands[i], replies[i])]
+                refused = [i for i in now if _repeatable(commands[i], replies[i])]
                 if not refused:
-                    return replies
+                    pending, asked = pending[len(now) :], None
+                    if not pending:
+                        return replies
+                    continue
                 asked, pause = await self._redirected(node, slot_key, replies[refused[0]], tries)
-                pending = range(refused[0], len(commands)) if progress.repeatable else refused
+                later = [i for i in pending if i not in now]
+                pending = range(refused[0], len(commands)) if progress.repeatable else [*refused, *later]
                 failure = _refusal(replies[refused[0]], commands[refused[0]], progress.where)
             except TimeoutError:
                 failure = self._late(progress)
@@ -276,7 +285,7 @@ class RedisLink:
     async def _send(
         self, node: "Node", slot_key: bytes, commands: Sequence[Command], progress: "Progress", *, asking: bool
     ) -> list[Any]:
-        lines = [*self._packed(node, commands, asking=asking)]
+        lines = [*self._packed(node, commands, asking=asking, lost=progress.lost)]
         if progress.replicas:
             lines.append(self._node_module.packed(("SET", slot_key + MARK, "", "PX", MARK_MS)))
         replies = await node.exchange(b"".join(lines), len(commands) * (1 + asking) + bool(progress.replicas), progress)
@@ -293,7 +302,7 @@ class RedisLink:
                     node.loaded.clear()
         return replies
 
-    def _packed(self, node: "Node", commands: Sequence[Command], *, asking: bool) -> Iterator[bytes]:
+    def _packed(self, node: "Node", commands: Sequence[Command], *, asking: bool, lost: bool) -> Iterator[bytes]:
         packed = self._node_module.packed
         for command in commands:
             if asking:
@@ -304,7 +313,8 @@ class RedisLink:
             script = command.script
             known = script.sha in node.loaded
             head = ("EVALSHA", script.sha) if known else ("EVAL", script.text)
-            yield packed((*head, len(command.keys), *command.keys, *command.args))
+            args = command.again if lost and command.again is not None else command.args
+            yield packed((*head, len(command.keys), *command.keys, *args))
 
     def _check_confirmed(self, confirmed: Any, progress: "Progress") -> None:
         """Raises `StoreUnavailableError` if too few replicas have what was written, or WAIT itself was refused."""

@@ -24,8 +24,9 @@ from gemma_cli.rag.stores.redis_feed import Feed, Stamp
 from gemma_cli.rag.stores.redis_indexes import Indexes, heard
 from gemma_cli.rag.stores.redis_keys import Keys
 from gemma_cli.rag.stores.redis_link import RedisLink
+from gemma_cli.rag.stores.redis_reading import Values
 from gemma_cli.rag.stores.redis_rows import READ_ENTRY, Numbers, decode
-from gemma_cli.rag.stores.redis_search import Begun, Copy, Detail, News, Values
+from gemma_cli.rag.stores.redis_search import Begun, Copy, Detail, News
 
 INDEX_BYTES: Final = 512 << 20
 """What all indexes of an event loop may hold together."""

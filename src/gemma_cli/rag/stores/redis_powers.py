@@ -16,6 +16,7 @@ from gemma_cli.rag.settings_schema import RedisSettings
 from gemma_cli.rag.stores import redis_scripts as scripts
 from gemma_cli.rag.stores.base import Link, Particulars, Pending, StoredModel, Untokened
 from gemma_cli.rag.stores.redis_link import Word
+from gemma_cli.rag.stores.redis_reading import Values
 from gemma_cli.rag.stores.redis_rows import Numbers, code, text_digest, token_version
 from gemma_cli.rag.stores.redis_session import LISTED_TOGETHER, RedisSession, rows_of
 from gemma_cli.rag.stores.rows import model_columns, to_model
@@ -80,7 +81,7 @@ class RedisPowers(RedisSession):
         generation = (await self._ready()).generation
         waiting = await self._ids_waiting("untokened", ids)
         fields = ("s", "content", "actor", "session")
-        found: list[tuple[str, Numbers, list[bytes | None]]] = []
+        found: list[tuple[str, Numbers, Values]] = []
         for start in range(0, len(waiting), LISTED_TOGETHER):
             part = waiting[start : start + LISTED_TOGETHER]
             for memory_id, values in zip(part, await self._read(fields, part), strict=True):

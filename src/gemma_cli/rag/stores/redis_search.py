@@ -18,6 +18,7 @@ from gemma_cli.rag.errors import StoreDamagedError
 from gemma_cli.rag.index import Changes, MemoryIndex
 from gemma_cli.rag.late_interaction import max_sims, token_weights
 from gemma_cli.rag.sessions import session_numbers
+from gemma_cli.rag.stores.redis_reading import Values
 from gemma_cli.rag.stores.redis_rows import CODE_HEAD
 
 INDEXED: Final = ("s", "code", "terms", "actor", "session")
@@ -37,9 +38,6 @@ SPARE: Final = 1024
 
 OBJECTS: Final = 640
 """Bytes of Python's objects for each memory: its id, its terms, and their places."""
-
-Values = Sequence[bytes | None]
-"""The values of some fields of one memory; None: it has no such field."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -29,9 +29,10 @@ from gemma_cli.rag.stores.base import StoredModel
 from gemma_cli.rag.stores.redis_keys import Keys
 from gemma_cli.rag.stores.redis_link import Call, Command, RedisLink, ScriptRefusal, Word
 from gemma_cli.rag.stores.redis_mirror import Mirror
+from gemma_cli.rag.stores.redis_reading import OF_A_MODEL, Values, reading, values_read
 from gemma_cli.rag.stores.redis_rows import READ_ENTRY, Numbers, decode, expired
 from gemma_cli.rag.stores.redis_scripts import Script
-from gemma_cli.rag.stores.rows import model_columns, terms_of, to_model
+from gemma_cli.rag.stores.rows import model_columns, same_model, terms_of, to_model
 from gemma_cli.rag.words import WORDS_VERSION
 
 T = TypeVar("T")
@@ -40,6 +41,9 @@ logger = logging.getLogger("gemma_cli.rag.stores.redis")
 
 FORMAT: Final = 1
 """Version of the keys and fields."""
+
+AGAIN: Final = b"+"
+"""Behind the nonce of a request that may have been carried out: the script looks for it (`repeated`)."""
 
 TOUCHES_WAITING: Final = 100_000
 """Accesses, by memory, that may wait to be counted."""
@@ -72,6 +76,7 @@ class RedisSession:
         self._settings = settings
         self._state: _State | None = None
         self._lost = False
+        self._seen = ""
         self._reopening = asyncio.Lock()
         self._touched: Counter[str] = Counter()
         self._touched_at = 0.0
@@ -152,9 +157,10 @@ class RedisSession:
             [found] = await self._ask(Call(script, self._keys.fixed, args))
             return found
         state = await self._ready()
-        words = (state.generation, os.urandom(8), *args)
+        nonce = os.urandom(8)
+        words, again = (state.generation, nonce, *args), (state.generation, nonce + AGAIN, *args)
         try:
-            answer = await state.link.script(script, self._keys.fixed, words, write=True, idempotent=True)
+            answer = await state.link.script(script, self._keys.fixed, words, write=True, idempotent=True, again=again)
         except ScriptRefusal as refusal:
             raise self._meant(refusal) from None
         state.mirror.saw()
@@ -170,6 +176,7 @@ class RedisSession:
             raise self._meant(refusal) from None
         if found is None or _epoch(found.decode()) != _epoch(state.generation):
             raise self._loss()
+        self._seen = found.decode()
         return answers
 
     async def _command(self, *words: Word) -> Any:
@@ -183,24 +190,29 @@ class RedisSession:
         if self._lost:
             async with self._reopening:
                 if self._lost:
-                    state.generation, model = await self._enter(state.link)
-                    state.mirror.drop()
+                    generation, model = await self._enter(state.link)
                     if model is None and state.model is not None:
-                        _, state.generation = await self._adopted(state, state.model)
+                        model, generation = await self._adopted(state.link, generation, state.model)
+                    if state.model is not None and model is not None and not same_model(model, state.model):
+                        raise ModelMismatchError(
+                            "the store was lost, and begun anew with another model meanwhile; open it again"
+                        )
+                    state.generation = generation
+                    state.mirror.drop()
                     self._lost = False
         return state
 
-    async def _adopted(self, state: _State, model: StoredModel) -> tuple[StoredModel, str]:
+    async def _adopted(self, link: RedisLink, generation: str, model: StoredModel) -> tuple[StoredModel, str]:
         """The model of the namespace from now on, and its generation."""
         identity, probe = model_columns(model)
-        kept, kept_probe, generation = await state.link.script(
+        kept, kept_probe, adopted = await link.script(
             scripts.ADOPT,
             self._keys.fixed,
-            (state.generation, os.urandom(8), identity, probe or b""),
+            (generation, os.urandom(8), identity, probe or b""),
             write=True,
             idempotent=True,
         )
-        return to_model(kept, kept_probe) or model, generation.decode()
+        return to_model(kept, kept_probe) or model, adopted.decode()
 
     def _meant(self, refusal: ScriptRefusal) -> GemmaRagError:
         """What a script's refusal is to the caller."""
@@ -235,11 +247,15 @@ class RedisSession:
         except StoreLostError:
             raise self._loss() from None
 
-    async def _read(self, fields: Sequence[str], ids: Sequence[Word]) -> list[list[bytes | None]]:
-        """Fields of memories, by READ."""
+    async def _read(self, fields: Sequence[str], ids: Sequence[str]) -> list[Values]:
+        """Fields of memories; what is not there is None."""
         if not ids:
             return []
-        found: list[list[bytes | None]] = await self._call(scripts.READ, len(fields), *fields, *ids)
+        generation = (await self._ready()).generation
+        found = values_read(await self._ask(*reading(self._keys, generation, fields, ids)), ids)
+        if self._seen != generation and not OF_A_MODEL.isdisjoint(fields):
+            # Another process has gone over to another model; the server knows by what names its fields go.
+            [found] = await self._ask(Call(scripts.READ, self._keys.fixed, (len(fields), *fields, *ids)))
         return found
 
     async def get(self, ids: Sequence[str], now: float) -> list[MemoryEntry | None]:

@@ -4,7 +4,7 @@
 -- a key that a resharding cluster has moved away already.
 
 local NAMES = {'meta', 'changes', 'created', 'expiry', 'uncompared', 'untokened', 'unembedded', 'links', 'embeddings',
-  'ages', 'recent'}
+  'ages'}
 local K = {}
 for i, name in ipairs(NAMES) do K[name] = KEYS[i] end
 local TIERS = 5
@@ -31,8 +31,8 @@ local LONGEST = 1e14
 -- Changes kept for slow readers: so many entries, so many memories named in them.
 local ENTRIES_KEPT, NAMED_KEPT = 20000, 50000
 
--- Requests whose results are remembered: more than there are callers who may all have lost an answer at once.
-local REMEMBERED = 128
+-- Bytes of a nonce; one more says that the request may have been carried out already.
+local NONCE = 8
 local STRIDE = 8
 
 -- Words of a command; even, and far below what Lua can hand over.
@@ -49,6 +49,8 @@ local function run(work)
   local ok, result = pcall(work)
   if ok then return result end
   if type(result) == 'table' and result.gemma then return redis.error_reply(result.gemma) end
+  -- From Redis 7 on what a command refused begins with its code word; `error` would put a place before that.
+  if type(result) == 'string' then return redis.error_reply(result) end
   error(result)
 end
 
@@ -63,10 +65,23 @@ end
 
 -- The result of a request that was carried out already: its answer was lost, and it comes again.
 local function repeated(nonce)
-  for _, request in ipairs(redis.call('LRANGE', K.recent, 0, -1)) do
-    if string.sub(request, 1, #nonce) == nonce then return string.sub(request, #nonce + 1) end
+  if #nonce == NONCE then return nil end -- it comes for the first time
+  nonce = string.sub(nonce, 1, NONCE)
+  local last = '+'
+  while true do
+    local entries = redis.call('XREVRANGE', K.changes, last, '-', 'COUNT', 256)
+    for _, entry in ipairs(entries) do
+      local fields = entry[2]
+      if fields[2] == nonce then
+        for i = 3, #fields, 2 do
+          if fields[i] == 'a' then return fields[i + 1] end
+        end
+        return ''
+      end
+    end
+    if #entries < 256 then return nil end
+    last = '(' .. entries[#entries][1]
   end
-  return nil
 end
 
 local function number(name) return tonumber(redis.call('HGET', K.meta, name) or 0) end
@@ -246,6 +261,12 @@ local function deserving(tier, rules, spared)
   return found
 end
 
+-- One whose hash the server has dropped comes before all others.
+local function row_of(id)
+  local memory = planned(id)
+  return memory and memory.row or -1
+end
+
 -- The `wanted` unpinned memories of lowest relevance, lowest first, fewer where there are no more. Relevance = standing
 -- + recency, and there is a sorted set for each part: the threshold algorithm of Fagin, Lotem and Naor (2003).
 local function least_relevant(tier, wanted, rules, spared)
@@ -276,7 +297,7 @@ local function least_relevant(tier, wanted, rules, spared)
     table.sort(best, function(one, other)
       if one.relevance ~= other.relevance then return one.relevance < other.relevance end
       if one.id == other.id then return false end
-      return planned(one.id).row < planned(other.id).row
+      return row_of(one.id) < row_of(other.id)
     end)
     local exhausted = #low < 2 * stride
     if exhausted or (#best >= wanted
@@ -404,7 +425,7 @@ end
 -- token codes now, which is nothing for an index to take in.
 local function log_change(nonce, changed, removed, reset, result, coded)
   local sequence = redis.call('HINCRBY', K.meta, 'sequence', 1)
-  local entry = {'n', nonce}
+  local entry = {'n', string.sub(nonce, 1, NONCE)}
   local function field(name, value)
     entry[#entry + 1] = name
     entry[#entry + 1] = value
@@ -412,6 +433,7 @@ local function log_change(nonce, changed, removed, reset, result, coded)
   if #changed > 0 then field('c', cjson.encode(changed)) end
   if #removed > 0 then field('d', cjson.encode(removed)) end
   if reset then field('r', '1') end
+  if result then field('a', result) end
   if coded then field('t', cjson.encode(coded)) end
   local named = redis.call('HINCRBY', K.meta, 'named', #changed + #removed)
   field('k', named)
@@ -423,8 +445,6 @@ local function log_change(nonce, changed, removed, reset, result, coded)
       redis.call('XTRIM', K.changes, 'MAXLEN', math.floor(length / 2))
     end
   end
-  redis.call('LPUSH', K.recent, nonce .. (result or ''))
-  redis.call('LTRIM', K.recent, 0, REMEMBERED - 1)
   return sequence
 end
 
