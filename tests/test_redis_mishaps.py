@@ -238,9 +238,9 @@ async def test_a_full_server_refuses_what_is_new_and_lets_go_of_what_is_old(serv
         backend = backend_on(server.url)
         apple = await with_an_apple(backend)
         ids = await backend.store_memories(
-            {"content": f"{i} " + "x" * 5_000, "memory_type": "episodic"} for i in range(200)
+            {"content": f"{i} " + "x" * 5_000, "memory_type": "episodic"} for i in range(600)
         )
-        server.ask("CONFIG", "SET", "maxmemory", int(server.info()["used_memory"]) - 600_000)
+        server.ask("CONFIG", "SET", "maxmemory", int(server.info()["used_memory"]) - 2_000_000)
         before = await state_of(backend)
         for name in ("store", "store_batch", "update", "rewrite"):
             assert isinstance(await failure_of(WRITES[name](backend, apple)), StoreFullError)
