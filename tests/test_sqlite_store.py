@@ -202,7 +202,7 @@ async def test_a_file_of_the_version_before_is_brought_up_to_date(path, monkeypa
     with database(path) as db:
         assert db.pragma("user_version") == 1
     async with backend_on(path) as one, backend_on(path) as other:
-        assert (await one.get_info()).versions["schema"] == "2"
+        assert (await one.get_info()).versions["schema"] == str(len(sqlite_schema.MIGRATIONS))
         store, now = one._repository.store, one._repository.now()
         assert [entry.id for entry in await one.all_memories()] == ids[::-1]
         assert [hit.content for hit in await other.recall_memories("note 7", limit=1)] == ["note 7"]
@@ -234,6 +234,7 @@ async def test_backends_that_bring_a_file_up_to_date_at_once_both_open_it(path, 
         ("UPDATE memories SET tokened = 1", "3 memories with a wrong mark"),
         ("DELETE FROM vectors WHERE row = 1", "1 memories without a vector"),
         ("INSERT INTO vectors VALUES(99, x'00')", "1 vectors without a memory"),
+        ("INSERT INTO ranks VALUES(1, 1, 1, 9e999, 0.1, 0.0, 0.1)", "1 memories with a wrong rank"),
         ("UPDATE tiers SET count = 7", "1 tiers with a wrong count"),
     ],
 )

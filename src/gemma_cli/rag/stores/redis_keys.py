@@ -12,6 +12,7 @@
 | `embeddings` | hash | vectors of texts by the SHA-1 of the text |
 | `embedding-ages` | sorted set | the same digests, oldest first |
 | `standing:<tier>`, `age:<tier>` | sorted set | a tier's unpinned ids by standing, by creation |
+| `order:<tier>` | sorted set | of a tier that has made room, the same ids by cohort and rank, see `lua/common.lua` |
 | `m:<id>` | hash | a memory |
 | `l:<id>` | set | the members of `links` that a memory is in |
 """
@@ -29,6 +30,7 @@ FIXED: Final = (
     *"meta changes created expiry uncompared untokened unembedded links embeddings embedding-ages".split(),
     *(f"standing:{tier}" for tier in range(len(TIERS))),
     *(f"age:{tier}" for tier in range(len(TIERS))),
+    *(f"order:{tier}" for tier in range(len(TIERS))),
 )
 """The keys that every namespace has one of, in the order in which the scripts get them (`lua/common.lua`)."""
 

@@ -1,23 +1,33 @@
 """Which memories of a tier matter least, and which deserve to move up, without looking at all of them."""
 
 import math
+from bisect import insort
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
-from heapq import nsmallest
-from itertools import islice
-from typing import Final
+from heapq import merge
+from typing import Any, Final
 
 import apsw
 
 from gemma_cli.rag.memory import RECENCY_WEIGHT, SECONDS_PER_DAY, MemoryTier, TierRules
 from gemma_cli.rag.stores.rows import TIER_CODE
 
-STRIDE: Final = 8
-"""Index entries read from each end before the bound is looked at again."""
-
-
 ROUNDING: Final = 1e-9
 """More than a sum of three such numbers can be off."""
+
+RANK_ROUNDING: Final = 1e-12
+"""More than rank and relevance, computed apart, can be off. So small because memories of equal importance that were
+stored some milliseconds apart differ by little more."""
+
+REACH: Final = 0.25
+"""How far from its reference, as decay x days, an order serves. The view `ranked` has it too."""
+
+COHORTS: Final = 16
+COHORT_LEAST: Final = 128
+"""Memories of similar age into which an order is divided: so many parts, each of so many memories at least."""
+
+FAR: Final = 8
+"""Entries looked at in vain by one search, above which they count for a new reference."""
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -31,35 +41,109 @@ class Candidate:
 def least_relevant(
     db: apsw.Connection, ns: int, tier: MemoryTier, wanted: int, decay: float, now: float, *, spared: Collection[int]
 ) -> list[int]:
-    """Rows of the `wanted` unpinned memories of lowest relevance, lowest first; fewer where there are no more.
+    """Rows of the `wanted` unpinned memories of lowest relevance, lowest first, equal ones by row; fewer where there
+    are no more. Writes: a tier gets its order (table `ranks`) when it makes room for the first time, and anew when that
+    one is worn out.
 
-    Relevance = standing + recency, and there is an index for each part. Reading both from the low end, nothing unseen
-    can lie below (standing read last + recency of the creation time read last): the threshold algorithm of Fagin, Lotem
-    and Naor ("Optimal aggregation algorithms for middleware", 2003), so that a full tier costs a few dozen entries."""
-    where = (ns, TIER_CODE[tier])
-    by_standing = db.execute(
-        "SELECT row, standing, created FROM memories INDEXED BY by_standing "
-        "WHERE ns = ? AND tier = ? AND pinned = 0 ORDER BY standing, created",
-        where,
-    )
-    by_age = db.execute(
-        "SELECT row, standing, created FROM memories INDEXED BY by_age "
-        "WHERE ns = ? AND tier = ? AND pinned = 0 ORDER BY created, standing",
-        where,
-    )
-    seen: dict[int, float] = {}
-    stride = max(STRIDE, wanted)
-    while True:
-        low = list(islice(by_standing, stride))
-        old = list(islice(by_age, stride))
-        for row, standing, created in (*low, *old):
-            if row not in spared:
-                seen[row] = standing + _recency(created, decay, now)
-        best = nsmallest(wanted, ((relevance, row) for row, relevance in seen.items()))
-        exhausted = len(low) < stride
-        if exhausted or (len(best) == wanted and best[-1][0] <= low[-1][1] + _recency(old[-1][2], decay, now)):
-            return [row for _, row in best]
-        stride *= 2
+    A memory's rank is its relevance at a reference time t0, but recency is not cut off at 0.3 there. So recency at any
+    time t, later or earlier, is min(q * recency at t0, 0.3) with q = exp(-decay * (t - t0)), and relevance is at least
+    rank - slack: the slack of the newest memory of a cohort holds for all of it, and is next to nothing as long as q is
+    near 1. Each cohort is read from its lowest rank up, the lowest bound first, until what is unseen can't be lower
+    than the best seen. Figures: docs/adr/0011-eviction.md."""
+    code = TIER_CODE[tier]
+    at = _reference(db, ns, code, decay, now)
+    newest = db.execute(
+        "SELECT max(created) FROM memories INDEXED BY by_age WHERE ns = ? AND tier = ? AND pinned = 0", (ns, code)
+    ).get
+    cohorts: list[tuple[Any, ...]] = db.execute(
+        "SELECT newest, (SELECT min(rank) FROM ranks AS r WHERE r.ns = c.ns AND r.tier = c.tier "
+        "AND r.cohort = c.newest) AS lowest FROM cohorts AS c WHERE ns = ? AND tier = ? AND lowest IS NOT NULL",
+        (ns, code),
+    ).fetchall()
+    ascending = [
+        _ascending(db, (ns, code, cohort), lowest, _slack(min(cohort, newest), at, decay, now), wanted, spared)
+        for cohort, lowest in cohorts
+    ]
+    best: list[Candidate] = []
+    looked = 0
+    for bound, memory in merge(*ascending):
+        if len(best) == wanted and bound > best[-1].relevance:
+            break
+        if memory:
+            row, standing, created = memory
+            insort(best, Candidate(standing + _recency(created, decay, now), row))
+            del best[wanted:]
+            looked += 1
+    if looked - wanted > FAR:
+        in_vain = looked - wanted
+        db.execute("UPDATE orders SET in_vain = in_vain + ? WHERE ns = ? AND tier = ?", (in_vain, ns, code))
+    return [candidate.row for candidate in best]
+
+
+def _ascending(
+    db: apsw.Connection,
+    where: tuple[int, int, float],
+    lowest: float,
+    slack: float,
+    wanted: int,
+    spared: Collection[int],
+) -> Iterator[tuple[float, tuple[()] | tuple[int, float, float]]]:
+    """(least relevance that it can have, (row, standing, creation)) of a cohort's memories, but for the spared, lowest
+    first. Of memories that are equal in all of it, by row, no more than `wanted`: thousands may have come at once."""
+    # The first word is for none of them: most cohorts are never read further.
+    yield lowest - slack - RANK_ROUNDING, ()
+    last, run = (-math.inf, -math.inf, -math.inf), 0
+    left = True
+    while left:
+        left = False
+        for row, *key in db.execute(
+            "SELECT row, rank, created, standing FROM ranks WHERE ns = ? AND tier = ? AND cohort = ? "
+            "AND (rank, created, standing) > (?, ?, ?) ORDER BY rank, created, standing, row",
+            (*where, *last),
+        ):
+            if row in spared:
+                continue
+            rank, created, standing = key
+            run = run + 1 if (rank, created, standing) == last else 1
+            last = (rank, created, standing)
+            if left := run > wanted:
+                break
+            yield rank - slack - RANK_ROUNDING, (row, standing, created)
+
+
+def _slack(newest: float, at: float, decay: float, now: float) -> float:
+    """How far relevance can lie below rank, for memories up to a time of creation."""
+    then = RECENCY_WEIGHT * math.exp(min(decay * (newest - at) / SECONDS_PER_DAY, REACH))
+    return max(then - min(then * math.exp(-decay * (now - at) / SECONDS_PER_DAY), RECENCY_WEIGHT), 0.0)
+
+
+def _reference(db: apsw.Connection, ns: int, code: int, decay: float, now: float) -> float:
+    """The time that the ranks of a tier are for; makes them where there are none that serve. What was looked at in vain
+    pays for that: no more than one memory made anew for each that was."""
+    found = db.execute(
+        "SELECT at, decay, in_vain, count FROM orders JOIN tiers USING(ns, tier) WHERE ns = ? AND tier = ?", (ns, code)
+    ).fetchone()
+    if found is not None:
+        at, made_with, in_vain, count = found
+        if made_with == decay and decay * abs(now - at) <= REACH * SECONDS_PER_DAY and in_vain <= count:
+            return float(at)
+    for table in ("ranks", "cohorts", "orders"):
+        db.execute(f"DELETE FROM {table} WHERE ns = ? AND tier = ?", (ns, code))  # noqa: S608 constants
+    db.execute("INSERT INTO orders VALUES(?, ?, ?, ?, 0)", (ns, code, now, decay))
+    for newest in {*_oldest_to_newest(db, ns, code, now), math.inf}:
+        db.execute("INSERT INTO cohorts VALUES(?, ?, ?)", (ns, code, newest))
+    db.execute("INSERT INTO ranks SELECT * FROM ranked WHERE ns = ? AND tier = ?", (ns, code))
+    return now
+
+
+def _oldest_to_newest(db: apsw.Connection, ns: int, code: int, now: float) -> Iterator[float]:
+    """Creation of the newest of each cohort, which all hold as many; who is of the future stays outside of them."""
+    past = "FROM memories INDEXED BY by_age WHERE ns = ? AND tier = ? AND pinned = 0 AND created <= ?"
+    total = db.execute(f"SELECT count(*) {past}", (ns, code, now)).get
+    cohorts = min(max(total // COHORT_LEAST, 1), COHORTS) if total else 0
+    for number in range(1, cohorts + 1):
+        place = total * number // cohorts - 1
+        yield db.execute(f"SELECT created {past} ORDER BY created LIMIT 1 OFFSET ?", (ns, code, now, place)).get
 
 
 def deserving(db: apsw.Connection, ns: int, tier: MemoryTier, rules: TierRules, now: float) -> list[Candidate]:

@@ -37,6 +37,9 @@ CONSISTENT: Final = {
     "token codes without a memory": "SELECT count(*) FROM tokens WHERE row NOT IN (SELECT row FROM memories)",
     "memories with a wrong mark for their token codes": "SELECT count(*) FROM memories AS m WHERE tokened != "
     "EXISTS(SELECT 1 FROM tokens WHERE row = m.row)",
+    "memories with a wrong rank in their tier": "SELECT count(*) FROM ranked AS r FULL JOIN ranks AS k USING(row) "
+    "WHERE NOT coalesce(abs(r.rank - k.rank) < 1e-12 AND (r.ns, r.tier, r.cohort, r.created, r.standing) "
+    "= (k.ns, k.tier, k.cohort, k.created, k.standing), 0)",
     "tiers with a wrong count": "SELECT count(*) FROM tiers AS t WHERE count != "
     "(SELECT count(*) FROM memories WHERE ns = t.ns AND tier = t.tier)",
 }

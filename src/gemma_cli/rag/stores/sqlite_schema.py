@@ -31,11 +31,14 @@ CHECKED_BYTES: Final = 32 << 20
 """Files up to this size are read through when opened; larger ones are checked by `gemma-rag doctor`."""
 
 # A `row` is what index and vectors go by; an `id` is what users go by. `standing` is the part of the relevance that
-# time does not change, so that by_standing and by_age together find the least relevant without a scan. `sequence`
+# time does not change, so that by_standing finds those who can deserve promotion without a scan. `sequence`
 # numbers the last change that the index must hear of; `removals` are the changes that left no row behind. `compared`
 # says whether near-duplicates of a memory have been looked for; `links` holds those found, the newer row first.
 # `embeddings` caches vectors of texts, by a digest of the text, oldest row first. `tokens` holds the codes of
 # those memories whose `tokened` is 1. Within a session, by_session goes by when things happened.
+# `ranks` holds the unpinned memories of those tiers that have an order (sqlite_eviction), as the view `ranked` makes
+# them. Triggers see to that, so that a process of an older version that has the file open does its part unawares; for
+# its sake, too, no older table got a column (it fills `tiers` without naming any).
 MIGRATIONS: Final = (
     """
     CREATE TABLE namespaces(
@@ -91,6 +94,37 @@ MIGRATIONS: Final = (
     CREATE INDEX by_untokened ON memories(ns, row) WHERE tokened = 0;
     DROP INDEX by_session;
     CREATE INDEX by_session ON memories(ns, session, coalesce(occurred, created)) WHERE session IS NOT NULL;
+    """,
+    """
+    CREATE TABLE orders(
+        ns INTEGER NOT NULL, tier INTEGER NOT NULL, at REAL NOT NULL, decay REAL NOT NULL, in_vain INTEGER NOT NULL,
+        PRIMARY KEY(ns, tier)
+    ) STRICT, WITHOUT ROWID;
+    CREATE TABLE cohorts(
+        ns INTEGER NOT NULL, tier INTEGER NOT NULL, newest REAL NOT NULL,
+        PRIMARY KEY(ns, tier, newest)
+    ) STRICT, WITHOUT ROWID;
+    CREATE TABLE ranks(
+        row INTEGER PRIMARY KEY, ns INTEGER NOT NULL, tier INTEGER NOT NULL, cohort REAL NOT NULL,
+        rank REAL NOT NULL, created REAL NOT NULL, standing REAL NOT NULL
+    ) STRICT;
+    CREATE INDEX by_rank ON ranks(ns, tier, cohort, rank, created, standing);
+    CREATE VIEW ranked AS
+        SELECT m.row, m.ns, m.tier,
+            (SELECT min(newest) FROM cohorts AS c WHERE c.ns = m.ns AND c.tier = m.tier AND c.newest >= m.created)
+                AS cohort,
+            m.standing + 0.3 * exp(min(o.decay * (m.created - o.at) / 86400.0, 0.25)) AS rank,
+            m.created, m.standing
+        FROM memories AS m JOIN orders AS o ON o.ns = m.ns AND o.tier = m.tier
+        WHERE m.pinned = 0;
+    CREATE TRIGGER memory_came AFTER INSERT ON memories
+        WHEN EXISTS(SELECT 1 FROM orders WHERE ns = NEW.ns AND tier = NEW.tier)
+        BEGIN INSERT INTO ranks SELECT * FROM ranked WHERE row = NEW.row; END;
+    CREATE TRIGGER memory_changed AFTER UPDATE OF ns, tier, standing, created, pinned ON memories BEGIN
+        DELETE FROM ranks WHERE row = OLD.row;
+        INSERT INTO ranks SELECT * FROM ranked WHERE row = NEW.row;
+    END;
+    CREATE TRIGGER memory_went AFTER DELETE ON memories BEGIN DELETE FROM ranks WHERE row = OLD.row; END;
     """,
 )
 

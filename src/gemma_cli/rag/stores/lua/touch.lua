@@ -11,9 +11,11 @@ return run(function()
       touched[#touched + 1] = memory
     end
   end
+  order_of(0) -- before the first write
   for _, memory in ipairs(touched) do
     redis.call('HSET', memory_key(memory.id), 's', packed(memory))
-    if memory.pinned == 0 then redis.call('ZADD', standing_key(memory.tier), standing(memory), memory.id) end
+    if memory.pinned == 0 then place(memory) end
   end
+  flush()
   return #touched
 end)

@@ -23,6 +23,7 @@ return run(function()
       for _, other in ipairs(cjson.decode(link)) do redis.call('EXISTS', links_key(other)) end
     end
   end
+  order_of(memory.tier) -- before the first write
   memory.sequence = log_change(ARGV[2], {id}, {}, false)
   local going, at = {}, 10 + tonumber(ARGV[9])
   for i = 10, at - 1 do going[#going + 1] = ARGV[i] end
