@@ -8,7 +8,7 @@ from typing import Annotated, Final
 
 import typer
 
-from gemma_cli.commands import config, documents, memories, moving, upkeep
+from gemma_cli.commands import config, documents, mcp, memories, moving, upkeep
 from gemma_cli.commands.session import CliSession, exit_code, log_to_stderr
 
 app = typer.Typer(
@@ -20,6 +20,7 @@ app = typer.Typer(
 )
 config_app = typer.Typer(help="Show or check the configuration.", no_args_is_help=True)
 app.add_typer(config_app, name="config")
+app.add_typer(mcp.app, name="mcp")
 
 
 def main() -> None:

@@ -1,0 +1,166 @@
+"""`gemma-rag mcp`: the memory for agents that speak the Model Context Protocol; `mcp install` enters it at a client."""
+
+import gc
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Final
+
+import typer
+
+from gemma_cli.commands.session import CliSession
+
+CLIENTS: Final = ("claude", "claude-code", "cursor", "gemini", "vscode", "windsurf")
+LOOPBACK: Final = "127.0.0.1"
+DEFAULT_PORT: Final = 8765
+
+app = typer.Typer()
+Roots = Annotated[
+    list[Path] | None,
+    typer.Option("--root", help="Directory whose documents agents may ingest; may be given more than once."),
+]
+
+
+def _complete_client(incomplete: str) -> list[str]:
+    return [name for name in CLIENTS if name.startswith(incomplete)]
+
+
+def _known_client(value: str) -> str:
+    if value not in CLIENTS:
+        raise typer.BadParameter(f"{value!r} is not known here; use one of {', '.join(CLIENTS)}")
+    return value
+
+
+@app.callback(invoke_without_command=True)
+def serve(
+    context: typer.Context,
+    http: Annotated[bool, typer.Option("--http", help="Serve streamable HTTP at /mcp instead of stdio.")] = False,
+    host: Annotated[str, typer.Option(help="Address for --http; any but loopback needs a token.")] = LOOPBACK,
+    port: Annotated[int, typer.Option(min=0, max=65_535, help="Port for --http; 0: a free one.")] = DEFAULT_PORT,
+    token: Annotated[
+        str | None,
+        typer.Option(envvar="GEMMA_RAG_MCP_TOKEN", help="What --http's clients must bear; better set the variable."),
+    ] = None,
+    root: Roots = None,
+    connector: Annotated[
+        bool, typer.Option("--connector", help="Only the reading pair search and fetch, as ChatGPT's connectors ask.")
+    ] = False,
+) -> None:
+    """Serve the memory to agents over the Model Context Protocol, on stdio unless --http is given."""
+    if context.invoked_subcommand is not None:
+        if http or root or connector:
+            raise typer.BadParameter("options of the server don't stand before another command")
+        return
+    _run(context.obj, http, host, port, token, _directories(root), connector)
+
+
+def _directories(roots: list[Path] | None) -> list[Path]:
+    for root in roots or ():
+        if not root.is_dir():
+            raise typer.BadParameter(f"{root} is no directory", param_hint="--root")
+    return [root.resolve() for root in roots or ()]
+
+
+def _run(
+    session: CliSession, http: bool, host: str, port: int, token: str | None, roots: list[Path], connector: bool
+) -> None:
+    import asyncio
+
+    _prepare()
+    try:
+        from gemma_cli.mcp_server import serving
+        from gemma_cli.mcp_server.opening import Opening
+        from gemma_cli.mcp_server.server import MemoryServer
+    except ModuleNotFoundError as error:
+        if (error.name or "").startswith("gemma_cli"):
+            raise
+        from gemma_cli.rag import MissingExtraError
+
+        raise MissingExtraError(
+            'the MCP server needs the SDK; install it with: pip install "gemma-rag[mcp]"'
+        ) from error
+    if http:
+        _check_token(token, local=serving.is_loopback(host), shortest=serving.SHORTEST_TOKEN)
+    elif sys.stdin.isatty():
+        typer.echo("an MCP client speaks here on stdin; Ctrl-D ends it", err=True)
+
+    async def run() -> None:
+        opening = Opening(session)
+        server = MemoryServer(opening, roots, connector=connector)
+        gc.freeze()
+        gc.enable()
+        if http:
+            await serving.serve_http(
+                server, opening, host, port, token, lambda url: typer.echo(f"listening on {url}", err=True)
+            )
+        else:
+            await serving.serve_stdio(server, opening)
+
+    asyncio.run(run())
+
+
+def _prepare() -> None:
+    """What makes the start shorter, and keeps the SDK's log off the terminal."""
+    import logging
+
+    gc.disable()  # until the server stands: nothing that is imported is garbage
+    os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")  # else it looks through every installed package
+    logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(levelname)s: %(name)s: %(message)s")
+
+
+def _check_token(token: str | None, *, local: bool, shortest: int) -> None:
+    if token is None and not local:
+        raise typer.BadParameter("any address but loopback needs a token", param_hint="--host")
+    if token is not None and (len(token) < shortest or not token.isascii() or not token.isprintable()):
+        raise typer.BadParameter(f"needs at least {shortest} printable ASCII characters", param_hint="--token")
+
+
+@app.command()
+def install(
+    context: typer.Context,
+    client: Annotated[
+        str,
+        typer.Option(help=f"One of {', '.join(CLIENTS)}.", autocompletion=_complete_client, callback=_known_client),
+    ],
+    root: Roots = None,
+    name: Annotated[str, typer.Option(help="What the client shall call the server.")] = "gemma-rag",
+    file: Annotated[Path | None, typer.Option(help="The client's configuration, if it is elsewhere.")] = None,
+    write: Annotated[bool, typer.Option("--write", help="Write the change; a backup is kept beside the file.")] = False,
+) -> None:
+    """Show the change that enters this memory at a client, with the options before `mcp`; --write makes it."""
+    from gemma_cli.mcp_server import clients
+
+    change = clients.change(clients.CLIENTS[client], name, _arguments(context.obj, _directories(root)), file)
+    if not change.needed:
+        typer.echo(f"{change.path} has it already", err=True)
+        return
+    typer.echo(change.shown(), nl=False)
+    if not write:
+        typer.echo("nothing was written; --write does it", err=True)
+        return
+    kept = change.write()
+    backup = "" if kept is None else f"; what was there before is in {kept}"
+    typer.echo(f"{change.path} is written{backup}. Start the client anew", err=True)
+
+
+def _arguments(session: CliSession, roots: list[Path]) -> list[str]:
+    """The command line of the server: the options that hold here, paths made absolute."""
+    from gemma_cli.rag import InvalidInputError
+    from gemma_cli.rag.settings import masked_url
+
+    if session.url is not None and masked_url(session.url) != session.url:
+        raise InvalidInputError(
+            "url: holds a password, which has no place in a client's configuration; put the URL into your own "
+            "(`gemma-rag config path`), and leave --url away"
+        )
+    before = {"--url": session.url, "--namespace": session.namespace, "--config": session.config}
+    given = [
+        (option, str(value if option != "--config" else Path(value).resolve()))
+        for option, value in before.items()
+        if value is not None
+    ]
+    return [
+        *(word for pair in given for word in pair),
+        "mcp",
+        *(word for root in roots for word in ("--root", str(root))),
+    ]

@@ -1,0 +1,231 @@
+"""The MCP server: which tools and resources there are, and the one place where an error becomes an answer."""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, Final
+
+from mcp.server.caching import CacheHint
+from mcp.server.mcpserver import Context, MCPServer
+from mcp.server.mcpserver.exceptions import ToolError
+from mcp.server.mcpserver.tools import Tool
+from mcp.shared.exceptions import MCPError
+from mcp_types import (
+    INTERNAL_ERROR,
+    INVALID_PARAMS,
+    CallToolResult,
+    InputRequiredResult,
+    TextContent,
+    ToolAnnotations,
+)
+from mcp_types import Tool as ListedTool
+from pydantic import BaseModel
+
+from gemma_cli.mcp_server import results
+from gemma_cli.mcp_server.failures import INTERNAL, INVALID_INPUT, NOT_FOUND, UNKNOWN_TOOL, Failure, failure
+from gemma_cli.mcp_server.opening import Opening
+from gemma_cli.mcp_server.tools import Tools, no_such, stats
+
+logger = logging.getLogger("gemma_cli.mcp_server")
+
+INSTRUCTIONS: Final = (
+    "A memory that lasts across conversations, on the user's own machine. Recall before you answer anything that may "
+    "depend on earlier conversations; remember what will matter later; update_memory when a fact has changed."
+)
+LISTING: Final = CacheHint(ttl_ms=3_600_000, scope="public")
+"""The tools stay the same while the server runs."""
+JSON: Final = "application/json"
+
+
+@dataclass(frozen=True, slots=True)
+class Hints:
+    """What a client may show or ask before a call."""
+
+    title: str
+    reads: bool = False
+    destroys: bool = False
+    repeatable: bool = False
+
+    def annotations(self) -> ToolAnnotations:
+        return ToolAnnotations(
+            title=self.title,
+            read_only_hint=self.reads,
+            destructive_hint=self.destroys,
+            idempotent_hint=self.reads or self.repeatable,
+            open_world_hint=False,
+        )
+
+
+# A recall counts as a use of what it finds, which changes no answer a client could see as a change: it reads.
+TOOLS: Final[dict[str, Hints]] = {
+    "remember": Hints("Remember"),
+    "recall": Hints("Recall", reads=True),
+    "search": Hints("Search by words", reads=True),
+    "forget": Hints("Forget", destroys=True, repeatable=True),
+    "get_memory": Hints("Read a memory", reads=True),
+    "list_memories": Hints("List memories", reads=True),
+    "update_memory": Hints("Update a memory", destroys=True, repeatable=True),
+    "ingest_document": Hints("Ingest a document", destroys=True, repeatable=True),
+    "consolidate": Hints("Consolidate", destroys=True, repeatable=True),
+    "memory_stats": Hints("Memory statistics", reads=True),
+}
+CONNECTOR: Final[dict[str, tuple[str, Hints]]] = {
+    "search": ("connector_search", Hints("Search", reads=True)),
+    "fetch": ("fetch", Hints("Fetch", reads=True)),
+}
+"""Name, method and hints of the pair that ChatGPT's connectors ask for."""
+
+
+class MemoryServer(MCPServer[Any]):
+    """roots: resolved directories that documents may be ingested from. connector: serve the pair `search` and `fetch`
+    alone, which only read. `idle` is set while no call is under way."""
+
+    def __init__(self, opening: Opening, roots: Sequence[Path] = (), *, connector: bool = False) -> None:
+        methods = Tools(opening, roots)
+        table = CONNECTOR if connector else {name: (name, hints) for name, hints in TOOLS.items()}
+        tools = [_tool(getattr(methods, method), name, hints) for name, (method, hints) in table.items()]
+        super().__init__(
+            "gemma-rag",
+            title="gemma-rag memory",
+            instructions=None if connector else INSTRUCTIONS,
+            version=_version(),
+            tools=tools,
+            log_level="WARNING",
+            cache_hints={"tools/list": LISTING},
+            subscriptions=False,
+        )
+        self._opening = opening
+        self._arguments = {tool.name: frozenset(tool.parameters["properties"]) for tool in tools}
+        self._calls = 0
+        self.idle = asyncio.Event()
+        self.idle.set()
+        self._add_resources()
+
+    async def list_tools(self) -> list[ListedTool]:
+        """As the SDK has it. A client that asks will call soon: the model begins to load."""
+        self._opening.warm_soon()
+        return await super().list_tools()
+
+    async def call_tool(
+        self, name: str, arguments: dict[str, Any], context: Context[Any, Any] | None = None
+    ) -> CallToolResult | InputRequiredResult:
+        """The answer of a tool, or the error as an answer: nothing is raised but cancellation and protocol errors."""
+        if name not in self._arguments:
+            known = ", ".join(self._arguments)
+            return Failure(UNKNOWN_TOOL, f"there is no tool {name!r}; there are {known}").result()
+        if unknown := sorted(set(arguments) - self._arguments[name]):
+            known = ", ".join(sorted(self._arguments[name]))
+            return Failure(INVALID_INPUT, f"{unknown[0]}: no such argument; {name} takes {known}").result()
+        with self._under_way():
+            try:
+                return _compact(await super().call_tool(name, arguments, context))
+            except ToolError as error:
+                return self._told(error, name).result()
+
+    @contextmanager
+    def _under_way(self) -> Iterator[None]:
+        self._calls += 1
+        self.idle.clear()
+        try:
+            yield
+        finally:
+            self._calls -= 1
+            if not self._calls:
+                self.idle.set()
+
+    def _told(self, error: ToolError, name: str) -> Failure:
+        known = failure(error.__cause__)
+        if known is not None:
+            return known
+        logger.error("tool_failed", extra={"tool": name}, exc_info=error)
+        return Failure(INTERNAL, f"{name} failed for a reason that nobody foresaw; the server's log has it")
+
+    # Resources
+
+    def _add_resources(self) -> None:
+        @self.resource("memory://stats", title="Memory statistics", mime_type=JSON)
+        async def memory_statistics() -> str:
+            """How many memories each tier holds, and where they are kept."""
+            return await self._read(self._stats())
+
+        @self.resource("memory://{memory_id}", title="A memory", mime_type=JSON)
+        async def memory(memory_id: str) -> str:
+            """One memory in full, by its id."""
+            return await self._read(self._memory(memory_id))
+
+    async def _stats(self) -> BaseModel:
+        return await stats(await self._opening.backend())
+
+    async def _memory(self, memory_id: str) -> BaseModel:
+        entry = await (await self._opening.backend()).get_memory(memory_id)
+        if entry is None:
+            raise no_such(memory_id)
+        return results.memory(entry)
+
+    async def _read(self, reading: Awaitable[BaseModel]) -> str:
+        """What is read, as JSON. Errors become protocol errors, since a resource has no other way to tell one."""
+        with self._under_way():
+            try:
+                return results.compact(results.filled((await reading).model_dump(mode="json")))
+            except Exception as error:
+                known = failure(error)
+                if known is None:
+                    raise
+                code = INVALID_PARAMS if known.code in (NOT_FOUND, INVALID_INPUT) else INTERNAL_ERROR
+                raise MCPError(code=code, message=known.message, data=asdict(known)) from error
+
+
+def _tool(method: Callable[..., Any], name: str, hints: Hints) -> Tool:
+    """A method as a tool. Arguments that it does not have are an error in the schema too, not something left unread."""
+    text = " ".join((method.__doc__ or "").split())
+    tool = Tool.from_function(method, name, hints.title, text, annotations=hints.annotations())
+    tool.parameters = slim(tool.parameters) | {"additionalProperties": False}
+    tool.fn_metadata.output_schema = slim(tool.fn_metadata.output_schema)
+    return tool
+
+
+def slim(schema: Any) -> Any:
+    """A JSON schema without titles that repeat names, and without the word that what may be left out may be null:
+    models read all of it with every prompt."""
+    if isinstance(schema, list):
+        return [slim(each) for each in schema]
+    if not isinstance(schema, dict):
+        return schema
+    whole = {name: value for name, value in schema.items() if not _idle(name, value)}
+    kinds = [kind for kind in whole.get("anyOf", ()) if kind != {"type": "null"}]
+    if len(kinds) == 1:
+        del whole["anyOf"]
+        whole = kinds[0] | whole
+    return {
+        name: {key: slim(each) for key, each in value.items()} if name in _BY_NAME else slim(value)
+        for name, value in whole.items()
+        if not _idle(name, value)
+    }
+
+
+_BY_NAME: Final = ("properties", "$defs")
+"""Members of a schema whose own members are named by users, "title" among them."""
+
+
+def _idle(name: str, value: Any) -> bool:
+    return (name == "title" and isinstance(value, str)) or (name == "default" and value is None)
+
+
+def _compact(result: CallToolResult | InputRequiredResult) -> CallToolResult | InputRequiredResult:
+    """The same without members that are null, its text on one line."""
+    if isinstance(result, InputRequiredResult) or result.structured_content is None:
+        return result
+    told = results.filled(result.structured_content)
+    text = TextContent(type="text", text=results.compact(told))
+    return CallToolResult(content=[text], structured_content=told)
+
+
+def _version() -> str:
+    try:
+        return version("gemma-rag")
+    except PackageNotFoundError:  # run from a source tree that was never installed
+        return "unknown"

@@ -1,0 +1,363 @@
+"""The tools, as methods whose signatures are their schemas and whose docstrings are what a model reads about them."""
+
+import asyncio
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Final
+
+from mcp.server.mcpserver import Context
+from pydantic import Field
+
+from gemma_cli.mcp_server import results
+from gemma_cli.mcp_server.failures import INVALID_INPUT, NOT_FOUND, Refusal
+from gemma_cli.mcp_server.opening import Opening
+from gemma_cli.mcp_server.results import Tier
+from gemma_cli.mcp_server.roots import allowed
+
+if TYPE_CHECKING:
+    from gemma_cli.rag import MemoryEntry, PythonRAGBackend
+
+Call = Context[Any, Any]
+
+PAGE: Final = 1_000
+"""Memories read at a time where all that match are wanted."""
+TOGETHER: Final = 100
+"""Memories removed at once."""
+EXAMPLES: Final = 5
+SOURCES: Final = 10
+"""Results of a connector's search, which names no number."""
+
+Content = Annotated[str, Field(min_length=1, max_length=100_000)]
+Id = Annotated[str, Field(min_length=1, max_length=512)]
+Label = Annotated[str, Field(min_length=1, max_length=512)]
+Labels = Annotated[list[Label], Field(max_length=50)]
+Query = Annotated[str, Field(min_length=1, max_length=4_000)]
+Share = Annotated[float, Field(ge=0, le=1)]
+When = Annotated[str, Field(max_length=64, description="ISO 8601")]
+
+
+class Tools:
+    """`roots`: resolved directories that documents may be ingested from."""
+
+    def __init__(self, opening: Opening, roots: Sequence[Path] = ()) -> None:
+        self._opening = opening
+        self._roots = roots
+
+    async def remember(
+        self,
+        content: Annotated[Content, Field(description="One fact or event that can be understood alone.")],
+        tier: Tier = "long_term",
+        importance: Share = 0.5,
+        tags: Labels | None = None,
+        actor: Annotated[Label | None, Field(description="Who said or did it.")] = None,
+        session: Annotated[Label | None, Field(description="Which conversation it belongs to.")] = None,
+        occurred_at: Annotated[When | None, Field(description="When it happened, ISO 8601.")] = None,
+        metadata: dict[str, Any] | None = None,
+        pinned: Annotated[bool, Field(description="Never expires, never makes room for others.")] = False,
+    ) -> results.Remembered:
+        """Store one memory. Call it when the user states a fact, preference, decision or event worth knowing in a later
+        conversation, or asks you to remember something. Tiers: semantic keeps for good, long_term for weeks, episodic
+        for days, short_term for an hour, working for minutes. Answers with the id."""
+        backend = await self._opening.backend()
+        memory_id = await backend.store_memory(
+            content,
+            tier,
+            importance,
+            tags,
+            metadata,
+            actor=actor,
+            session=session,
+            occurred_at=occurred_at,
+            pinned=pinned,
+        )
+        entry = await backend.get_memory(memory_id)
+        expires_at = None if entry is None else results.iso(entry.expires_at)
+        return results.Remembered(id=memory_id, tier=tier, expires_at=expires_at)
+
+    async def recall(
+        self,
+        query: Annotated[Query, Field(description="A question or a topic, in words.")],
+        limit: Annotated[int, Field(ge=1, le=50)] = 5,
+        tier: Tier | None = None,
+        tags: Annotated[Labels | None, Field(description="All of them.")] = None,
+        actor: Label | None = None,
+        session: Label | None = None,
+        since: When | None = None,
+        until: When | None = None,
+        min_importance: Share = 0.0,
+        min_confidence: Annotated[
+            Share | None, Field(description="Rather nothing than less sure; 0.2 is mild.")
+        ] = None,
+        max_tokens: Annotated[
+            int | None, Field(ge=1, le=100_000, description="Answer with one text of at most so many tokens.")
+        ] = None,
+        explain: bool = False,
+    ) -> results.Recollection:
+        """Find memories by meaning and words, best first. Call it before you answer anything that may depend on what
+        was said or learned earlier: people, preferences, plans, dates, documents. Names and times in the question
+        ("last May") count. A low confidence (below 0.2) means that the answer is probably not there."""
+        from gemma_cli.rag import render
+
+        backend = await self._opening.backend()
+        found = await backend.recall_memories(
+            query,
+            tier,
+            limit if max_tokens is None else None,
+            tags=tags,
+            min_importance=min_importance,
+            since=since,
+            until=until,
+            min_confidence=min_confidence,
+            actor=actor,
+            session=session,
+            explain=explain,
+            max_tokens=max_tokens,
+        )
+        sure = None if found.confidence is None else round(found.confidence, 3)
+        if max_tokens is None:
+            return results.Recollection(confidence=sure, memories=results.memories(found))
+        return results.Recollection(confidence=sure, text=render(found), ids=[entry.id for entry in found])
+
+    async def search(
+        self,
+        query: Query,
+        limit: Annotated[int, Field(ge=1, le=100)] = 20,
+        tier: Tier | None = None,
+        min_importance: Share = 0.0,
+    ) -> results.Found:
+        """Find memories that contain given words: a name, a number, an error message, an exact term. For questions and
+        topics use recall. Answers with memories, best first."""
+        backend = await self._opening.backend()
+        return results.Found(
+            memories=results.memories(await backend.search_memories(query, tier, min_importance, limit))
+        )
+
+    async def forget(
+        self,
+        memory_ids: Annotated[list[Id] | None, Field(max_length=100, description="Removed at once.")] = None,
+        tier: Tier | None = None,
+        tags: Annotated[Labels | None, Field(description="All of them.")] = None,
+        actor: Label | None = None,
+        session: Label | None = None,
+        before: Annotated[When | None, Field(description="Stored before this time, ISO 8601.")] = None,
+        confirm: Annotated[bool, Field(description="Carry out a removal by filter.")] = False,
+    ) -> results.Forgotten:
+        """Remove memories for good. Call it when the user asks to forget something, or when a memory is wrong and
+        nothing replaces it. Either give memory_ids, which are removed at once, or filters, of which all must hold: that
+        only counts and shows examples until you call again with confirm=true. Pinned memories go by id alone."""
+        filters = (tier, tags, actor, session, before)
+        if memory_ids and any(filters):
+            raise Refusal(INVALID_INPUT, "memory_ids: goes not with filters; give one or the other")
+        backend = await self._opening.backend()
+        if memory_ids:
+            gone = [memory_id for memory_id in dict.fromkeys(memory_ids) if not await backend.delete_memory(memory_id)]
+            count = len(set(memory_ids)) - len(gone)
+            return results.Forgotten(matched=count, forgotten=count, dry_run=False, missing=gone or None)
+        if not any(filters):
+            raise Refusal(INVALID_INPUT, "memory_ids: give some, or at least one filter")
+        meant = await _matching(backend, tier, tags, actor, session, before)
+        if not confirm:
+            examples = results.memories(meant[:EXAMPLES])
+            return results.Forgotten(matched=len(meant), forgotten=0, dry_run=True, examples=examples)
+        removed = 0
+        for start in range(0, len(meant), TOGETHER):
+            part = meant[start : start + TOGETHER]
+            removed += sum(await asyncio.gather(*(backend.delete_memory(entry.id) for entry in part)))
+        return results.Forgotten(matched=len(meant), forgotten=removed, dry_run=False)
+
+    async def get_memory(self, memory_id: Id) -> results.Memory:
+        """Read one memory in full by its id, as recall, search and list_memories give it. Counts as no use of it."""
+        entry = await (await self._opening.backend()).get_memory(memory_id)
+        if entry is None:
+            raise no_such(memory_id)
+        return results.memory(entry)
+
+    async def list_memories(
+        self,
+        limit: Annotated[int, Field(ge=1, le=100)] = 20,
+        after: Annotated[Id | None, Field(description="`next` of the page before.")] = None,
+        tier: Tier | None = None,
+        tags: Labels | None = None,
+        actor: Label | None = None,
+        session: Label | None = None,
+        pinned: bool | None = None,
+        min_importance: Share = 0.0,
+    ) -> results.Page:
+        """Browse memories, newest first, page by page. Call it to show what is known in a tier, under a tag, from a
+        person or in a session; to answer a question use recall."""
+        found = await (await self._opening.backend()).list_memories(
+            tier,
+            limit,
+            after=after,
+            tags=tags,
+            actor=actor,
+            session=session,
+            pinned=pinned,
+            min_importance=min_importance,
+        )
+        return results.Page(memories=results.memories(found), next=found[-1].id if len(found) == limit else None)
+
+    async def update_memory(
+        self,
+        memory_id: Id,
+        # A plain str: the SDK would read the text "[1]" as a list where another type is allowed as well.
+        content: Annotated[str, Field(max_length=100_000, description="The new text; empty: as it is.")] = "",
+        tier: Tier | None = None,
+        importance: Share | None = None,
+        tags: Annotated[Labels | None, Field(description="Replace those there are.")] = None,
+        actor: Label | None = None,
+        session: Label | None = None,
+        occurred_at: When | None = None,
+        metadata: Annotated[dict[str, Any] | None, Field(description="Replaces what there is.")] = None,
+        pinned: bool | None = None,
+    ) -> results.Memory:
+        """Correct or re-rate one memory: give its id and only what changes. Call it when a remembered fact has changed,
+        instead of storing a second one. A new tier starts that tier's lifetime. Answers with the memory as it is."""
+        backend = await self._opening.backend()
+        given = {
+            "content": content or None,
+            "importance": importance,
+            "tags": tags,
+            "actor": actor,
+            "session": session,
+            "occurred_at": occurred_at,
+            "metadata": metadata,
+            "pinned": pinned,
+        }
+        changes: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+        if not changes and tier is None:
+            raise Refusal(INVALID_INPUT, "memory_id: say what to change")
+        updated = await backend.update_memory(memory_id, **changes)
+        if updated is not None and tier is not None and updated.tier != tier:
+            await backend.promote_memory(memory_id, tier)
+            updated = await backend.get_memory(memory_id)
+        if updated is None:
+            raise no_such(memory_id)
+        return results.memory(updated)
+
+    async def ingest_document(
+        self,
+        path: Annotated[str, Field(min_length=1, max_length=4_096, description="A file below the server's roots.")],
+        ctx: Call,
+        tier: Tier = "long_term",
+        importance: Share = 0.5,
+        tags: Labels | None = None,
+    ) -> results.Ingested:
+        """Read a file (text, Markdown, code, HTML, PDF, Word) into memory, so that recall finds its passages. Only
+        files below directories that the user opened with --root can be read. The same file again adds nothing, a
+        changed one is brought up to date. Reports progress; answers with the number of new chunks."""
+        file = await asyncio.to_thread(allowed, path, self._roots)
+        backend = await self._opening.backend()
+        steps: asyncio.Queue[tuple[int, int]] = asyncio.Queue()
+
+        async def report() -> None:
+            while True:
+                done, total = await steps.get()
+                await ctx.report_progress(done, total, f"{done} of {total} chunks embedded")
+                steps.task_done()
+
+        reporting = asyncio.create_task(report())
+        try:
+            new = await backend.ingest_document(
+                file,
+                tier,
+                importance=importance,
+                tags=tags,
+                progress=lambda done, total: steps.put_nowait((done, total)),
+            )
+            finished = asyncio.create_task(steps.join())
+            await asyncio.wait((finished, reporting), return_when=asyncio.FIRST_COMPLETED)
+            finished.cancel()  # still waits only where the client has gone and no report can be sent
+        finally:
+            reporting.cancel()
+        return results.Ingested(path=str(file), new_chunks=new)
+
+    async def consolidate(
+        self,
+        dry_run: Annotated[bool, Field(description="Only tell what would happen.")] = False,
+        days: Annotated[float, Field(ge=0, le=365, description="How far a dry run looks ahead.")] = 7.0,
+    ) -> results.Consolidated:
+        """Tidy up: remove what has expired, move what matters one tier up, link near-duplicates. The server does it by
+        itself from time to time; call it when the user asks, or with dry_run to see what will be forgotten soon."""
+        from gemma_cli.rag import MemoryConsolidator
+
+        backend = await self._opening.backend()
+        rules = backend.rules
+        consolidator = MemoryConsolidator(backend, rules.threshold, rules.decay, token_codes=False)
+        if dry_run:
+            plan = await consolidator.plan(days)
+            ways = Counter(f"{move.from_tier}->{move.to_tier}" for move in plan.moves)
+            expiring = results.memories(loss.memory for loss in plan.losses[:PAGE])
+            return results.Consolidated(dry_run=True, moved=dict(ways), expiring=expiring)
+        await consolidator.run_consolidation()
+        return results.Consolidated(dry_run=False, moved=consolidator.get_stats()["promotions_by_tier"])
+
+    async def memory_stats(self) -> results.Stats:
+        """How many memories each tier holds, where they are kept and with which embedding model. Call it when the user
+        asks about the memory itself."""
+        return await stats(await self._opening.backend())
+
+    # For ChatGPT's connectors
+
+    async def connector_search(self, query: Query) -> results.Sources:
+        """Search the user's memories and documents by meaning and words. Answers with ids, best first; fetch reads
+        them."""
+        found = await (await self._opening.backend()).recall_memories(query, limit=SOURCES)
+        sources = [results.Source(id=entry.id, title=results.title(entry), url=uri(entry.id)) for entry in found]
+        return results.Sources(results=sources)
+
+    async def fetch(self, id: Id) -> results.Fetched:  # noqa: A002 - the name that connectors call it by
+        """Read one search result in full by its id."""
+        entry = await (await self._opening.backend()).get_memory(id)
+        if entry is None:
+            raise no_such(id)
+        facts = results.filled(results.memory(entry).model_dump(exclude={"id", "content"}))
+        return results.Fetched(
+            id=entry.id, title=results.title(entry), text=entry.content, url=uri(entry.id), metadata=facts
+        )
+
+
+def uri(memory_id: str) -> str:
+    return f"memory://{memory_id}"
+
+
+def no_such(memory_id: str) -> Refusal:
+    return Refusal(NOT_FOUND, f"there is no memory {memory_id} (any more)")
+
+
+async def stats(backend: "PythonRAGBackend") -> results.Stats:
+    info = await backend.get_info()
+    return results.Stats(
+        memories=dict(info.memories),
+        total=sum(info.memories.values()),
+        namespace=info.namespace,
+        url=info.url,
+        size_bytes=info.size_bytes,
+        model=info.model,
+        version=info.versions["gemma-rag"],
+    )
+
+
+async def _matching(
+    backend: "PythonRAGBackend",
+    tier: str | None,
+    tags: list[str] | None,
+    actor: str | None,
+    session: str | None,
+    before: str | None,
+) -> "list[MemoryEntry]":
+    """Every memory that is not pinned and that all filters let through, newest first."""
+    from gemma_cli.rag.validation import optional_moment
+
+    end = optional_moment("before", before)
+    found: list[MemoryEntry] = []
+    after = None
+    while True:
+        page = await backend.list_memories(
+            tier, PAGE, after=after, tags=tags, actor=actor, session=session, pinned=False
+        )
+        found += [entry for entry in page if end is None or entry.created_at < end]
+        if len(page) < PAGE:
+            return found
+        after = page[-1].id
