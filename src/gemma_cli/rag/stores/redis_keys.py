@@ -12,7 +12,7 @@
 | `embeddings` | hash | vectors of texts by the SHA-1 of the text |
 | `embedding-ages` | sorted set | the same digests, oldest first |
 | `standing:<tier>`, `age:<tier>` | sorted set | a tier's unpinned ids by standing, by creation |
-| `order:<tier>` | sorted set | of a tier that has made room, the same ids by cohort and rank, see `lua/common.lua` |
+| `order:<tier>` | sorted set | of a tier that has made room, the same ids by cohort and rank, see `lua/order.lua` |
 | `m:<id>` | hash | a memory |
 | `l:<id>` | set | the members of `links` that a memory is in |
 """

@@ -11,13 +11,15 @@ _FOLDER: Final = Path(__file__).parent / "lua"
 
 @dataclass(frozen=True)
 class Script:
-    """`lua/<name>.lua` with `lua/common.lua` before it."""
+    """`lua/<name>.lua` with what it needs before it. planning: it changes memories."""
 
     name: str
+    planning: bool = True
 
     @cached_property
     def text(self) -> bytes:
-        return b"".join((_FOLDER / f"{part}.lua").read_bytes() + b"\n" for part in ("common", self.name))
+        needed = ("common", "plan", "order", "carrying_out") if self.planning else ("common",)
+        return b"".join((_FOLDER / f"{part}.lua").read_bytes() + b"\n" for part in (*needed, self.name))
 
     @cached_property
     def sha(self) -> str:
@@ -31,12 +33,12 @@ COUNTS: Final = Script("counts")
 DELETE: Final = Script("delete")
 DESERVING: Final = Script("deserving")
 LINK: Final = Script("link")
-LINKS: Final = Script("links")
+LINKS: Final = Script("links", planning=False)
 MOVE: Final = Script("move")
 OPEN: Final = Script("open")
 PROMOTE: Final = Script("promote")
 PUT: Final = Script("put")
-READ: Final = Script("read")
+READ: Final = Script("read", planning=False)
 REEMBED: Final = Script("reembed")
 SWEEP: Final = Script("sweep")
 TOKENS: Final = Script("tokens")
