@@ -27,6 +27,7 @@ from gemma_cli.rag.errors import (
     StoreDamagedError,
     StoreError,
     StoreFullError,
+    StoreLostError,
     StoreUnavailableError,
     StoreVersionError,
 )
@@ -79,6 +80,7 @@ __all__ = [
     "StoreDamagedError",
     "StoreError",
     "StoreFullError",
+    "StoreLostError",
     "StoreUnavailableError",
     "StoreVersionError",
     "TierPolicy",
