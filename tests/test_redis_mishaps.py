@@ -122,6 +122,24 @@ async def test_a_slow_line_is_borne_within_the_limit_and_no_longer(own_server: S
         await backend.close()
 
 
+async def test_closing_waits_for_accesses_that_a_hung_server_has_not_counted(own_server: Server) -> None:
+    """Each access is counted, also one that came while the one before was on its way."""
+    backend = backend_on(own_server.url, limit=5.0)
+    apple = await with_an_apple(backend)
+    before = (await backend.get_memory(apple)).access_count
+    store = backend._repository.store
+    own_server.pause()
+    for _ in range(2):
+        store.touch([apple], time.time())
+        await asyncio.sleep(0.05)
+    closing = asyncio.create_task(backend.close())
+    await asyncio.sleep(0.6)
+    own_server.resume()
+    await closing
+    async with backend_on(own_server.url) as again:
+        assert (await again.get_memory(apple)).access_count == before + 2
+
+
 async def test_a_line_that_breaks_and_heals_within_the_limit_is_not_noticed(own_server: Server) -> None:
     """Verbs whose connection is refused for a moment succeed."""
     with Front(own_server) as front:

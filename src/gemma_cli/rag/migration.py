@@ -111,22 +111,26 @@ class Migration:
         """Copies, and verifies. Raises `ModelMismatchError` where the stores hold different models' vectors, and
         `InvalidInputError` for a target that holds what the terms don't allow; nothing is written then."""
         both = await self._admitted()
+        plan = self._plan(both)
         rounds = 0
-        while self._left(both) and rounds < ROUNDS:
+        while _left(plan, both) and rounds < ROUNDS:
             await self._adopt()
-            await self._apply(both)
+            await self._apply(plan, both)
             rounds += 1
-            del both  # or there would be twice as many marks in memory
+            del both, plan  # or there would be twice as many marks in memory
             both = await self._read()
-        return await self._report(both, rounds)
+            plan = self._plan(both)
+        return await self._report(plan, both, rounds)
 
     async def preview(self) -> Report:
         """What `run` would begin with, as the work that is left; writes nothing, and refuses what `run` refuses."""
-        return await self._report(await self._admitted(), 0)
+        both = await self._admitted()
+        return await self._report(self._plan(both), both, 0)
 
     async def verify(self) -> Report:
         """Compares alone."""
-        return await self._report(await self._read(), 0)
+        both = await self._read()
+        return await self._report(self._plan(both), both, 0)
 
     # Reading
 
@@ -236,15 +240,9 @@ class Migration:
                 (plan.removes if memory_id in self._ours else plan.others).append(memory_id)
         return plan
 
-    def _left(self, both: _Both) -> Work:
-        plan = self._plan(both)
-        fresh = sum(memory_id not in both.target for memory_id in plan.puts)
-        return Work(fresh, len(plan.puts) - fresh, len(plan.completes), len(plan.removes), len(both.links))
-
     # Writing
 
-    async def _apply(self, both: _Both) -> None:
-        plan = self._plan(both)
+    async def _apply(self, plan: _Plan, both: _Both) -> None:
         total = len(plan.puts) + len(plan.completes)
         with self._bar("copying") as progress:
             for done, ids in _parts(plan.puts):
@@ -302,8 +300,7 @@ class Migration:
 
     # Telling
 
-    async def _report(self, both: _Both, rounds: int) -> Report:
-        plan = self._plan(both)
+    async def _report(self, plan: _Plan, both: _Both, rounds: int) -> Report:
         apart = {*plan.kept, *plan.others} if self._terms.merge else set[str]()
         expected = [mark.tier for mark in both.source.values()]
         expected += [both.target[memory_id].tier for memory_id in plan.others]
@@ -313,11 +310,17 @@ class Migration:
             target=await side_of(self._target, both.target, apart),
             rounds=rounds,
             done=self._done,
-            left=self._left(both),
+            left=_left(plan, both),
             kept=len(plan.kept),
             others=len(plan.others),
             crowded={tier: excess for tier, excess in over.items() if excess > 0},
         )
+
+
+def _left(plan: _Plan, both: _Both) -> Work:
+    """What there is to do."""
+    fresh = sum(memory_id not in both.target for memory_id in plan.puts)
+    return Work(fresh, len(plan.puts) - fresh, len(plan.completes), len(plan.removes), len(both.links))
 
 
 def _parts(items: Sequence[T]) -> Iterator[tuple[int, Sequence[T]]]:

@@ -2,7 +2,7 @@
 
 import itertools
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Final
 
 import numpy as np
@@ -18,7 +18,7 @@ from gemma_cli.rag.stores.base import Link, Particulars, Pending, StoredModel, U
 from gemma_cli.rag.stores.redis_link import Word
 from gemma_cli.rag.stores.redis_reading import Values
 from gemma_cli.rag.stores.redis_rows import Numbers, code, text_digest, token_version
-from gemma_cli.rag.stores.redis_session import LISTED_TOGETHER, RedisSession, rows_of
+from gemma_cli.rag.stores.redis_session import LISTED_TOGETHER, RedisSession
 from gemma_cli.rag.stores.rows import model_columns, to_model
 
 ROWS_KNOWN: Final = 100_000
@@ -51,13 +51,16 @@ class RedisPowers(RedisSession):
     # Near-duplicates
 
     async def uncompared(self, now: float, limit: int) -> list[MemoryEntry]:
-        return await self._waiting("uncompared", now, limit)
+        found: list[MemoryEntry] = []
+        async for part in self._waiting("uncompared", limit):
+            found += [entry for entry in await self.get(part, now) if entry is not None]
+            if len(found) >= limit:
+                break
+        return found[:limit]
 
     async def link(self, compared: Sequence[str], links: Sequence[Link]) -> int:
-        state = await self._ready()
         pairs = [word for pair in links for word in (pair.first, pair.second, float(pair.similarity))]
-        words = (state.generation, len(compared), *compared, *pairs)
-        return int(await state.link.script(scripts.LINK, self._keys.fixed, words, write=True, idempotent=True))
+        return int(await self._call(scripts.LINK, len(compared), *compared, *pairs, write=True))
 
     async def links(self, memory_id: str | None, now: float, limit: int) -> list[Link]:
         found = await self._call(scripts.LINKS, now, limit, memory_id or "")
@@ -79,19 +82,17 @@ class RedisPowers(RedisSession):
         self, now: float, limit: int, context: int, ids: Sequence[str] | None = None
     ) -> list[Untokened]:
         generation = (await self._ready()).generation
-        waiting = await self._ids_waiting("untokened", ids)
         fields = ("s", "content", "actor", "session")
         found: list[tuple[str, Numbers, Values]] = []
-        for start in range(0, len(waiting), LISTED_TOGETHER):
-            part = waiting[start : start + LISTED_TOGETHER]
+        async for part in self._waiting("untokened", limit, ids):
             for memory_id, values in zip(part, await self._read(fields, part), strict=True):
                 if values[0] is not None and (numbers := Numbers.unpack(values[0])).expires > now:
                     found.append((memory_id, numbers, values))
             if len(found) >= limit:
                 break
         found = found[:limit]
-        rows = [numbers.row if values[3] is not None else None for _, numbers, values in found]
-        earlier = await self._earlier([row for row in rows if row is not None], context, now)
+        rows = [numbers.row for _, numbers, values in found if values[3] is not None]
+        earlier = await self._earlier(rows, context, now)
         works = []
         for memory_id, numbers, (_, content, actor, _) in found:
             assert content is not None
@@ -160,10 +161,11 @@ class RedisPowers(RedisSession):
 
     async def reembed_put(self, done: Sequence[Pending], vectors: NDArray[np.float32]) -> None:
         words: list[Word] = [0.0, "put"]
-        quantised = quantize(np.asarray(vectors, np.float32))
-        for i, (work, vector) in enumerate(zip(done, rows_of(vectors), strict=True)):
+        exact = np.ascontiguousarray(vectors, np.float32)
+        quantised = quantize(exact)
+        for i, (work, vector) in enumerate(zip(done, exact, strict=True)):
             if (memory_id := self._ids.get(work.row)) is not None:
-                words += [memory_id, work.row, work.version, vector, code(quantised, i)]
+                words += [memory_id, work.row, work.version, vector.tobytes(), code(quantised, i)]
         await self._call(scripts.REEMBED, *words, write=True)
 
     async def reembed_finish(self, now: float) -> bool:
@@ -186,29 +188,20 @@ class RedisPowers(RedisSession):
 
     # Lists of work
 
-    async def _ids_waiting(self, name: str, ids: Sequence[str] | None) -> list[str]:
-        """Those that wait in one of the sorted sets, oldest first; of these ids, where some are given."""
-        key = self._keys.of(name)
-        if ids is None:
-            waiting = await self._command("ZRANGE", key, 0, -1)
-            return [memory_id.decode() for memory_id in waiting]
-        if not ids:
-            return []
-        rows = await self._command("ZMSCORE", key, *ids)
-        known = {memory_id: float(row) for memory_id, row in zip(ids, rows, strict=True) if row is not None}
-        return sorted(known, key=lambda memory_id: known[memory_id])
-
-    async def _waiting(self, name: str, now: float, limit: int) -> list[MemoryEntry]:
-        """Living memories that wait in one of the sorted sets, oldest first."""
-        waiting = await self._ids_waiting(name, None)
-        found: list[MemoryEntry] = []
-        step = min(limit, LISTED_TOGETHER)
-        for start in range(0, len(waiting), step):
-            part = await self.get(waiting[start : start + step], now)
-            found += [entry for entry in part if entry is not None]
-            if len(found) >= limit:
-                break
-        return found[:limit]
+    async def _waiting(self, name: str, limit: int, ids: Sequence[str] | None = None) -> AsyncIterator[list[str]]:
+        """Those (of these ids; None: any) that wait in one of the sorted sets, oldest first, some at a time."""
+        key, step = self._keys.of(name), min(limit, LISTED_TOGETHER)
+        if ids is not None:
+            rows = await self._command("ZMSCORE", key, *ids) if ids else []
+            known = {memory_id: float(row) for memory_id, row in zip(ids, rows, strict=True) if row is not None}
+            oldest = sorted(known, key=lambda memory_id: known[memory_id])
+            for first in range(0, len(oldest), step):
+                yield oldest[first : first + step]
+            return
+        first = 0
+        while part := await self._command("ZRANGE", key, first, first + step - 1):
+            yield [memory_id.decode() for memory_id in part]
+            first += step
 
     def _remember(self, row: int, memory_id: str) -> None:
         """Work is handed out by rows, and comes back by them."""

@@ -8,9 +8,6 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
-import numpy as np
-from numpy.typing import NDArray
-
 from gemma_cli.rag.errors import (
     BackendStateError,
     CapacityError,
@@ -76,7 +73,6 @@ class RedisSession:
         self._settings = settings
         self._state: _State | None = None
         self._lost = False
-        self._seen = ""
         self._reopening = asyncio.Lock()
         self._touched: Counter[str] = Counter()
         self._touched_at = 0.0
@@ -103,13 +99,7 @@ class RedisSession:
     async def _enter(self, link: RedisLink) -> tuple[str, StoredModel | None]:
         """The generation and the model of the namespace, which is made where it is not there yet."""
         args = (os.urandom(8).hex(), os.urandom(8), FORMAT, WORDS_VERSION)
-        try:
-            found = await link.script(scripts.OPEN, self._keys.fixed, args, write=True, idempotent=True)
-        except ScriptRefusal as refusal:
-            raise StoreUnavailableError(
-                f'{self._where}: the user may not use {refusal.detail}, which the store needs; see "A user of its '
-                'own" in docs/redis.md'
-            ) from None
+        found = await self._write(link, scripts.OPEN, args)
         form, words, generation, _, model, probe = found
         if int(form) > FORMAT or int(words) > WORDS_VERSION:
             raise StoreVersionError(f"{self._where} was written by a newer version of gemma-rag; upgrade this one")
@@ -129,14 +119,14 @@ class RedisSession:
                 if (entry := decode(memory_id.decode(), values)) is not None:
                     args += (memory_id, Numbers.unpack(values[0]).sequence, terms_of(entry))
             if args:
-                await link.script(scripts.REEMBED, self._keys.fixed, (*head, *args), write=True, idempotent=True)
-        await link.script(scripts.REEMBED, self._keys.fixed, head, write=True, idempotent=True)
+                await self._write(link, scripts.REEMBED, (*head, *args))
+        await self._write(link, scripts.REEMBED, head)
 
     async def close(self) -> None:
         if self._state is None:
             return
         try:
-            await self._counted()
+            await self._counted(None)  # each try to count them ends within the link's time limit
             if self._tasks:
                 await asyncio.wait(self._tasks)
         finally:
@@ -159,15 +149,26 @@ class RedisSession:
         state = await self._ready()
         nonce = os.urandom(8)
         words, again = (state.generation, nonce, *args), (state.generation, nonce + AGAIN, *args)
-        try:
-            answer = await state.link.script(script, self._keys.fixed, words, write=True, idempotent=True, again=again)
-        except ScriptRefusal as refusal:
-            raise self._meant(refusal) from None
+        answer = await self._write(state.link, script, words, again)
         state.mirror.saw()
         return answer
 
+    async def _write(
+        self, link: RedisLink, script: Script, words: Sequence[Word], again: Sequence[Word] | None = None
+    ) -> Any:
+        """The answer of a script that changes something, its refusals as errors of ours."""
+        try:
+            return await link.script(script, self._keys.fixed, words, write=True, idempotent=True, again=again)
+        except ScriptRefusal as refusal:
+            raise self._meant(refusal) from None
+
     async def _ask(self, *commands: Command) -> list[Any]:
-        """The answers to reading commands. A namespace that is not the one which was opened has none to give."""
+        """The answers to reading commands."""
+        return (await self._asked(*commands))[1]
+
+    async def _asked(self, *commands: Command) -> tuple[str, list[Any]]:
+        """The generation that the server has, and its answers to reading commands. A namespace that is not the one
+        which was opened has none to give."""
         state = await self._ready()
         meta = ("HGET", self._keys.of("meta"), "generation")
         try:
@@ -176,8 +177,7 @@ class RedisSession:
             raise self._meant(refusal) from None
         if found is None or _epoch(found.decode()) != _epoch(state.generation):
             raise self._loss()
-        self._seen = found.decode()
-        return answers
+        return found.decode(), answers
 
     async def _command(self, *words: Word) -> Any:
         """The answer to a reading command."""
@@ -205,13 +205,8 @@ class RedisSession:
     async def _adopted(self, link: RedisLink, generation: str, model: StoredModel) -> tuple[StoredModel, str]:
         """The model of the namespace from now on, and its generation."""
         identity, probe = model_columns(model)
-        kept, kept_probe, adopted = await link.script(
-            scripts.ADOPT,
-            self._keys.fixed,
-            (generation, os.urandom(8), identity, probe or b""),
-            write=True,
-            idempotent=True,
-        )
+        words = (generation, os.urandom(8), identity, probe or b"")
+        kept, kept_probe, adopted = await self._write(link, scripts.ADOPT, words)
         return to_model(kept, kept_probe) or model, adopted.decode()
 
     def _meant(self, refusal: ScriptRefusal) -> GemmaRagError:
@@ -227,6 +222,11 @@ class RedisSession:
             return CapacityError(
                 f"the tier {TIERS[tier].value} holds {capacity:,} memories and too many of them are pinned: take a pin "
                 "off, or use another tier"
+            )
+        if refusal.code == "DENIED":
+            return StoreUnavailableError(
+                f'{self._where}: the user may not use {refusal.detail}, which the store needs; see "A user of its '
+                'own" in docs/redis.md'
             )
         return StoreError(f"{self._where}: {refusal}")
 
@@ -252,8 +252,9 @@ class RedisSession:
         if not ids:
             return []
         generation = (await self._ready()).generation
-        found = values_read(await self._ask(*reading(self._keys, generation, fields, ids)), ids)
-        if self._seen != generation and not OF_A_MODEL.isdisjoint(fields):
+        seen, answers = await self._asked(*reading(self._keys, generation, fields, ids))
+        found = values_read(answers, ids)
+        if seen != generation and not OF_A_MODEL.isdisjoint(fields):
             # Another process has gone over to another model; the server knows by what names its fields go.
             [found] = await self._ask(Call(scripts.READ, self._keys.fixed, (len(fields), *fields, *ids)))
         return found
@@ -306,16 +307,11 @@ class RedisSession:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _counted(self) -> None:
-        """Waits for the accesses that are on their way; not for long, for the server may be slow to confirm them."""
+    async def _counted(self, seconds: float | None = COUNTS_WAIT) -> None:
+        """Waits for the accesses that are on their way; a read not for long, for the server may be slow to confirm."""
         if self._touching is not None and self._touching.get_loop() is asyncio.get_running_loop():
-            await asyncio.wait([self._touching], timeout=COUNTS_WAIT)
+            await asyncio.wait([self._touching], timeout=seconds)
 
 
 def _epoch(generation: str) -> str:
     return generation.partition(".")[0]
-
-
-def rows_of(vectors: NDArray[np.float32]) -> list[bytes]:
-    """Each vector as bytes."""
-    return [vector.tobytes() for vector in np.ascontiguousarray(vectors, np.float32)]

@@ -163,8 +163,7 @@ local function log_change(nonce, changed, removed, reset, result, coded)
   return sequence
 end
 
--- Writes the plan down as one change; removals first, so that a full server can be emptied. Returns its sequence
--- number, or nil where nothing was to be done.
+-- Writes the plan down as one change; removals first, so that a full server can be emptied.
 local function carry_out(nonce, result)
   local changed, removed = {}, {}
   write_orders()
@@ -185,8 +184,7 @@ local function carry_out(nonce, result)
   end
   for _, memory in ipairs(new) do changed[#changed + 1] = memory.id end
   for id in pairs(plan.moves) do changed[#changed + 1] = id end
-  for _, id in ipairs(plan.changed) do changed[#changed + 1] = id end
-  if #changed + #plan.removals == 0 then return nil end
+  if #changed + #plan.removals == 0 then return end
   local sequence = log_change(nonce, changed, removed, false, result)
   for _, memory in ipairs(new) do
     memory.sequence = sequence
@@ -209,5 +207,4 @@ local function carry_out(nonce, result)
   flush()
   for tier, total in pairs(plan.counts) do redis.call('HSET', K.meta, 'count:' .. tier, total) end
   for tier, total in pairs(plan.pinned) do redis.call('HSET', K.meta, 'pinned:' .. tier, total) end
-  return sequence
 end

@@ -1,9 +1,9 @@
--- Keeps near-duplicates. ARGV: generation, how many ids were compared, those ids, then two ids and their cosine, again and
+-- Keeps near-duplicates. ARGV: generation, nonce, how many ids were compared, those ids, then two ids and their cosine, again and
 -- again. Returns how many links are new.
 return run(function()
   expect(ARGV[1])
-  local compared, made, pairs_, rows = tonumber(ARGV[2]), 0, {}, {}
-  for i = 3 + compared, #ARGV, 3 do
+  local compared, made, pairs_, rows = tonumber(ARGV[3]), 0, {}, {}
+  for i = 4 + compared, #ARGV, 3 do
     local one, other = load(ARGV[i]), load(ARGV[i + 1])
     if one and other and one.row ~= other.row then
       if one.row < other.row then one, other = other, one end
@@ -19,6 +19,6 @@ return run(function()
       redis.call('SADD', links_key(pair[2]), link)
     end
   end
-  for i = 3, 2 + compared do redis.call('ZREM', K.uncompared, ARGV[i]) end
+  for i = 4, 3 + compared do redis.call('ZREM', K.uncompared, ARGV[i]) end
   return made
 end)

@@ -4,7 +4,7 @@
 -- a key that a resharding cluster has moved away already.
 
 local plan = {removals = {}, moves = {}, fresh = {}, order = {}, left = {}, incoming = {}, counts = {}, pinned = {},
-  memories = {}, changed = {}}
+  memories = {}}
 
 local function tier_count(tier)
   plan.counts[tier] = plan.counts[tier] or number('count:' .. tier)
