@@ -22,8 +22,8 @@ from mcp_types import CallToolResult, TextContent
 from mcp_types.version import LATEST_HANDSHAKE_VERSION, LATEST_MODERN_VERSION
 
 from gemma_cli.commands.session import CliSession, ExitCode
-from gemma_cli.mcp_server.failures import CODES
-from gemma_cli.mcp_server.opening import AFTER_ANSWER, Opening
+from gemma_cli.edge.failures import CODES
+from gemma_cli.edge.opening import AFTER_ANSWER, Opening
 from gemma_cli.mcp_server.server import TOOLS, MemoryServer, slim
 from gemma_cli.rag import errors
 
@@ -344,7 +344,7 @@ def test_the_list_of_tools_loads_no_model(tmp_path: Path) -> None:
     script = """
 import asyncio, sys
 from gemma_cli.commands.session import CliSession
-from gemma_cli.mcp_server.opening import AFTER_ANSWER, Opening
+from gemma_cli.edge.opening import AFTER_ANSWER, Opening
 from gemma_cli.mcp_server import serving
 from gemma_cli.mcp_server.server import MemoryServer
 async def main():
@@ -453,8 +453,8 @@ async def test_forgetting_by_filter_asks_first(url: str, monkeypatch: pytest.Mon
 
 async def test_many_pages_are_forgotten(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A filter that matches more than a page reads at a time removes all of it."""
-    monkeypatch.setattr("gemma_cli.mcp_server.tools.PAGE", 3)
-    monkeypatch.setattr("gemma_cli.mcp_server.tools.TOGETHER", 2)
+    monkeypatch.setattr("gemma_cli.edge.operations.PAGE", 3)
+    monkeypatch.setattr("gemma_cli.edge.operations.TOGETHER", 2)
     async with in_process(url, monkeypatch) as client:
         for number in range(7):
             await answer(client, "remember", content=f"Note {number}", session="talk")

@@ -68,8 +68,9 @@ def _run(
 
     _prepare()
     try:
+        from gemma_cli.edge import listening
+        from gemma_cli.edge.opening import Opening
         from gemma_cli.mcp_server import serving
-        from gemma_cli.mcp_server.opening import Opening
         from gemma_cli.mcp_server.server import MemoryServer
     except ModuleNotFoundError as error:
         if (error.name or "").startswith("gemma_cli"):
@@ -80,7 +81,7 @@ def _run(
             'the MCP server needs the SDK; install it with: pip install "gemma-rag[mcp]"'
         ) from error
     if http:
-        _check_token(token, local=serving.is_loopback(host), shortest=serving.SHORTEST_TOKEN)
+        _check_token(token, local=listening.is_loopback(host), shortest=listening.SHORTEST_TOKEN)
     elif sys.stdin.isatty():
         typer.echo("an MCP client speaks here on stdin; Ctrl-D ends it", err=True)
 

@@ -1,6 +1,7 @@
 """The MCP server: which tools and resources there are, and the one place where an error becomes an answer."""
 
 import asyncio
+import json
 import logging
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -25,10 +26,11 @@ from mcp_types import (
 from mcp_types import Tool as ListedTool
 from pydantic import BaseModel
 
-from gemma_cli.mcp_server import results
-from gemma_cli.mcp_server.failures import INTERNAL, INVALID_INPUT, NOT_FOUND, UNKNOWN_TOOL, Failure, failure
-from gemma_cli.mcp_server.opening import Opening
-from gemma_cli.mcp_server.tools import Tools, no_such, stats
+from gemma_cli.edge import results
+from gemma_cli.edge.failures import INTERNAL, INVALID_INPUT, NOT_FOUND, UNKNOWN_TOOL, Failure, failure
+from gemma_cli.edge.opening import Opening
+from gemma_cli.edge.operations import no_such, stats
+from gemma_cli.mcp_server.tools import Tools
 
 logger = logging.getLogger("gemma_cli.mcp_server")
 
@@ -116,15 +118,15 @@ class MemoryServer(MCPServer[Any]):
         """The answer of a tool, or the error as an answer: nothing is raised but cancellation and protocol errors."""
         if name not in self._arguments:
             known = ", ".join(self._arguments)
-            return Failure(UNKNOWN_TOOL, f"there is no tool {name!r}; there are {known}").result()
+            return _refused(Failure(UNKNOWN_TOOL, f"there is no tool {name!r}; there are {known}"))
         if unknown := sorted(set(arguments) - self._arguments[name]):
             known = ", ".join(sorted(self._arguments[name]))
-            return Failure(INVALID_INPUT, f"{unknown[0]}: no such argument; {name} takes {known}").result()
+            return _refused(Failure(INVALID_INPUT, f"{unknown[0]}: no such argument; {name} takes {known}"))
         with self._under_way():
             try:
                 return _compact(await super().call_tool(name, arguments, context))
             except ToolError as error:
-                return self._told(error, name).result()
+                return _refused(self._told(error, name))
 
     @contextmanager
     def _under_way(self) -> Iterator[None]:
@@ -222,6 +224,13 @@ def _compact(result: CallToolResult | InputRequiredResult) -> CallToolResult | I
     told = results.filled(result.structured_content)
     text = TextContent(type="text", text=results.compact(told))
     return CallToolResult(content=[text], structured_content=told)
+
+
+def _refused(failure: Failure) -> CallToolResult:
+    """The tool error that carries it, as text and as data."""
+    told = {"error": asdict(failure)}
+    text = TextContent(type="text", text=json.dumps(told, ensure_ascii=False))
+    return CallToolResult(content=[text], structured_content=told, is_error=True)
 
 
 def _version() -> str:

@@ -1,35 +1,28 @@
 """The server on its two transports, from its start to a clean end."""
 
 import asyncio
-import hmac
 import io
-import ipaddress
 import os
-import signal
-import socket
 import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Final
 
-from gemma_cli.mcp_server.opening import Opening
+from gemma_cli.edge.listening import bears, bound, is_loopback, on_signals, serve_app
+from gemma_cli.edge.opening import Opening
 from gemma_cli.mcp_server.server import MemoryServer
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Receive, Scope, Send
 
 HTTP_PATH: Final = "/mcp"
-SHORTEST_TOKEN: Final = 16
-"""Characters; what is shorter can be guessed over a network."""
-
 LAST_CALLS: Final = 10.0
 """Seconds that calls under way are given when stdin has ended. A client that waits for the process sends a signal
 sooner."""
 UNBEGUN: Final = 0.1
 """Seconds from the end of stdin in which what was read before becomes a call under way."""
 CHUNK: Final = 65_536
-SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
 
 
 # stdio
@@ -38,7 +31,7 @@ SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
 async def serve_stdio(server: MemoryServer, opening: Opening) -> None:
     """Serves one client on stdin and stdout until stdin ends or a signal comes; then closes the backend. Calls under
     way at the end of stdin are finished first."""
-    with _ended_stdin(server) as end, _on_signals(end):
+    with _ended_stdin(server) as end, on_signals(end):
         async with opening:
             await server.run_stdio_async()
 
@@ -97,26 +90,12 @@ async def serve_http(
 ) -> None:
     """Serves any number of clients at `/mcp` until a signal comes; then closes the backend. `listening` is called with
     the URL. Raises OSError where the address can't be had."""
-    import uvicorn
-
-    class Server(uvicorn.Server):
-        """Its own signal handling would end the process before the backend is closed."""
-
-        @contextmanager
-        def capture_signals(self) -> Iterator[None]:
-            yield
-
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.create_server((host, port), family=family) as bound:
+    with bound(host, port) as (place, url):
         app = http_app(server, host, token)
-        config = uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=3)
-        serving = Server(config)
-        named = f"[{host}]" if family == socket.AF_INET6 else host
-        with _on_signals(lambda: setattr(serving, "should_exit", True)):
-            async with opening:
-                listening(f"http://{named}:{bound.getsockname()[1]}{HTTP_PATH}")
-                opening.warm_soon()
-                await serving.serve(sockets=[bound])
+        async with opening:
+            listening(f"{url}{HTTP_PATH}")
+            opening.warm_soon()
+            await serve_app(app, place)
 
 
 def http_app(server: MemoryServer, host: str, token: str | None) -> "ASGIApp":
@@ -134,48 +113,16 @@ def http_app(server: MemoryServer, host: str, token: str | None) -> "ASGIApp":
     return app if token is None else _guarded(app, token)
 
 
-def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach the address."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
-
-
 def _guarded(app: "ASGIApp", token: str) -> "ASGIApp":
     """Lets requests through that bear the token."""
     from starlette.responses import JSONResponse
 
-    wanted = f"Bearer {token}".encode()
     refused = JSONResponse({"error": "unauthorized"}, 401, headers={"WWW-Authenticate": "Bearer"})
 
     async def guarded(scope: "Scope", receive: "Receive", send: "Send") -> None:
-        if scope["type"] == "http":
-            given = dict(scope["headers"]).get(b"authorization", b"")
-            if not hmac.compare_digest(given, wanted):  # in constant time
-                await refused(scope, receive, send)
-                return
+        if scope["type"] == "http" and not bears(dict(scope["headers"]).get(b"authorization", b""), token):
+            await refused(scope, receive, send)
+            return
         await app(scope, receive, send)
 
     return guarded
-
-
-# Both
-
-
-@contextmanager
-def _on_signals(end: Callable[[], None]) -> Iterator[None]:
-    """`end` instead of what these signals do otherwise, where the platform lets a loop handle them."""
-    loop = asyncio.get_running_loop()
-    handled = []
-    for number in SIGNALS:
-        with suppress(NotImplementedError):
-            loop.add_signal_handler(number, end)
-            handled.append(number)
-    try:
-        yield
-    finally:
-        for number in handled:
-            loop.remove_signal_handler(number)

@@ -4,26 +4,20 @@ import asyncio
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final
+from typing import Annotated, Any, Final
 
 from mcp.server.mcpserver import Context
 from pydantic import Field
 
-from gemma_cli.mcp_server import results
-from gemma_cli.mcp_server.failures import INVALID_INPUT, NOT_FOUND, Refusal
-from gemma_cli.mcp_server.opening import Opening
-from gemma_cli.mcp_server.results import Tier
-from gemma_cli.mcp_server.roots import allowed
-
-if TYPE_CHECKING:
-    from gemma_cli.rag import MemoryEntry, PythonRAGBackend
+from gemma_cli.edge import results
+from gemma_cli.edge.failures import INVALID_INPUT, Refusal
+from gemma_cli.edge.opening import Opening
+from gemma_cli.edge.operations import PAGE, forget, matching, no_such, stats
+from gemma_cli.edge.results import Tier
+from gemma_cli.edge.roots import allowed
 
 Call = Context[Any, Any]
 
-PAGE: Final = 1_000
-"""Memories read at a time where all that match are wanted."""
-TOGETHER: Final = 100
-"""Memories removed at once."""
 EXAMPLES: Final = 5
 SOURCES: Final = 10
 """Results of a connector's search, which names no number."""
@@ -156,14 +150,11 @@ class Tools:
             return results.Forgotten(matched=count, forgotten=count, dry_run=False, missing=gone or None)
         if not any(filters):
             raise Refusal(INVALID_INPUT, "memory_ids: give some, or at least one filter")
-        meant = await _matching(backend, tier, tags, actor, session, before)
+        meant = await matching(backend, tier, tags, actor, session, before)
         if not confirm:
             examples = results.memories(meant[:EXAMPLES])
             return results.Forgotten(matched=len(meant), forgotten=0, dry_run=True, examples=examples)
-        removed = 0
-        for start in range(0, len(meant), TOGETHER):
-            part = meant[start : start + TOGETHER]
-            removed += sum(await asyncio.gather(*(backend.delete_memory(entry.id) for entry in part)))
+        removed = await forget(backend, [entry.id for entry in meant])
         return results.Forgotten(matched=len(meant), forgotten=removed, dry_run=False)
 
     async def get_memory(self, memory_id: Id) -> results.Memory:
@@ -320,44 +311,3 @@ class Tools:
 
 def uri(memory_id: str) -> str:
     return f"memory://{memory_id}"
-
-
-def no_such(memory_id: str) -> Refusal:
-    return Refusal(NOT_FOUND, f"there is no memory {memory_id} (any more)")
-
-
-async def stats(backend: "PythonRAGBackend") -> results.Stats:
-    info = await backend.get_info()
-    return results.Stats(
-        memories=dict(info.memories),
-        total=sum(info.memories.values()),
-        namespace=info.namespace,
-        url=info.url,
-        size_bytes=info.size_bytes,
-        model=info.model,
-        version=info.versions["gemma-rag"],
-    )
-
-
-async def _matching(
-    backend: "PythonRAGBackend",
-    tier: str | None,
-    tags: list[str] | None,
-    actor: str | None,
-    session: str | None,
-    before: str | None,
-) -> "list[MemoryEntry]":
-    """Every memory that is not pinned and that all filters let through, newest first."""
-    from gemma_cli.rag.validation import optional_moment
-
-    end = optional_moment("before", before)
-    found: list[MemoryEntry] = []
-    after = None
-    while True:
-        page = await backend.list_memories(
-            tier, PAGE, after=after, tags=tags, actor=actor, session=session, pinned=False
-        )
-        found += [entry for entry in page if end is None or entry.created_at < end]
-        if len(page) < PAGE:
-            return found
-        after = page[-1].id

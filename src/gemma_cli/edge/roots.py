@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from gemma_cli.mcp_server.failures import NOT_ALLOWED, Refusal
+from gemma_cli.edge.failures import NOT_ALLOWED, Refusal
 
 
 def allowed(path: str, roots: Sequence[Path]) -> Path:

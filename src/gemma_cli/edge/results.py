@@ -1,4 +1,4 @@
-"""What the tools answer with. Fields that are None are left out of an answer."""
+"""What the doors answer with. Fields that are None are left out of an answer."""
 
 import json
 from collections.abc import Iterable

@@ -1,10 +1,8 @@
 """An error -> what a client is told: a stable code, a message, and whether the same call may succeed later."""
 
-import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Final
 
-from mcp_types import CallToolResult, TextContent
 from pydantic import ValidationError
 
 NOT_FOUND: Final = "not_found"
@@ -54,12 +52,6 @@ class Failure:
     code: str
     message: str
     retryable: bool = False
-
-    def result(self) -> CallToolResult:
-        """The tool error that carries it, as text and as data."""
-        told = {"error": asdict(self)}
-        text = TextContent(type="text", text=json.dumps(told, ensure_ascii=False))
-        return CallToolResult(content=[text], structured_content=told, is_error=True)
 
 
 def failure(error: BaseException | None) -> Failure | None:

@@ -12,10 +12,10 @@ from gemma_cli.commands.session import CliSession
 if TYPE_CHECKING:
     from gemma_cli.rag import PythonRAGBackend
 
-logger = logging.getLogger("gemma_cli.mcp_server")
+logger = logging.getLogger("gemma_cli.edge")
 
 AFTER_ANSWER: Final = 0.05
-"""Seconds from a listing of the tools to the loading of the model: the answer leaves first, since imports hold the
+"""Seconds from a first answer to the loading of the model: the answer leaves first, since imports hold the
 interpreter."""
 LOADING: Final = 2.0
 """Seconds that a model gets at the end to be loaded; one that is downloaded takes longer."""

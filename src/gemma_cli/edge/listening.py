@@ -1,0 +1,77 @@
+"""Listening for HTTP on one address, from a bound socket to a clean end; who may ask."""
+
+import asyncio
+import hmac
+import ipaddress
+import signal
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from starlette.types import ASGIApp
+
+SHORTEST_TOKEN: Final = 16
+"""Characters; what is shorter can be guessed over a network."""
+SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
+LAST_ANSWERS: Final = 3
+"""Seconds that answers under way are given at the end."""
+
+
+@contextmanager
+def bound(host: str, port: int) -> Iterator[tuple[socket.socket, str]]:
+    """A listening socket and its URL, without a path. Port 0: a free one. Raises OSError where the address can't be
+    had."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.create_server((host, port), family=family) as listening:
+        named = f"[{host}]" if family == socket.AF_INET6 else host
+        yield listening, f"http://{named}:{listening.getsockname()[1]}"
+
+
+async def serve_app(app: "ASGIApp", listening: socket.socket) -> None:
+    """Serves until a signal comes."""
+    import uvicorn
+
+    class Server(uvicorn.Server):
+        """Its own signal handling would end the process before the backend is closed."""
+
+        @contextmanager
+        def capture_signals(self) -> Iterator[None]:
+            yield
+
+    config = uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=LAST_ANSWERS)
+    serving = Server(config)
+    with on_signals(lambda: setattr(serving, "should_exit", True)):
+        await serving.serve(sockets=[listening])
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach the address."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def bears(authorization: bytes, token: str) -> bool:
+    """Whether an Authorization header holds the token; takes the same time wherever they differ."""
+    return hmac.compare_digest(authorization, f"Bearer {token}".encode())
+
+
+@contextmanager
+def on_signals(end: Callable[[], None]) -> Iterator[None]:
+    """`end` instead of what these signals do otherwise, where the platform lets a loop handle them."""
+    loop = asyncio.get_running_loop()
+    handled = []
+    for number in SIGNALS:
+        with suppress(NotImplementedError):
+            loop.add_signal_handler(number, end)
+            handled.append(number)
+    try:
+        yield
+    finally:
+        for number in handled:
+            loop.remove_signal_handler(number)
