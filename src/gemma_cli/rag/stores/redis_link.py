@@ -238,6 +238,7 @@ class RedisLink:
         pending: Sequence[int] = range(len(commands))
         asked: Node | None = None  # where an ASK sends
         tries = 0
+        refusal: StoreError | None = None  # what the server said to the try before
         while True:
             node: Node | None = None
             failure: StoreError
@@ -260,14 +261,17 @@ class RedisLink:
                 asked, pause = await self._redirected(node, slot_key, replies[refused[0]], tries)
                 later = [i for i in pending if i not in now]
                 pending = range(refused[0], len(commands)) if progress.repeatable else [*refused, *later]
-                failure = _refusal(replies[refused[0]], commands[refused[0]], progress.where)
+                failure = refusal = _refusal(replies[refused[0]], commands[refused[0]], progress.where)
             except TimeoutError:
                 failure = self._late(progress)
                 if loop.time() >= progress.deadline:
-                    raise failure from None
+                    # A last try that began too late to be answered hides nothing that the server has said.
+                    raise (refusal if refusal is not None and progress.repeatable else failure) from None
+                refusal = None
                 asked = None
                 await self._doubted(node, progress)
             except Lost as error:
+                refusal = None
                 failure = error.reason
                 failure.__cause__ = error.__cause__
                 if error.final or (opening and error.refused) or (progress.sent and not progress.repeatable):
