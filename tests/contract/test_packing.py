@@ -113,7 +113,6 @@ async def test_where_nothing_fits_the_answer_is_empty(place: Place) -> None:
         ({"max_tokens": 100, "count_tokens": 7}, InvalidTypeError, "count_tokens"),
         ({"max_tokens": 100, "count_tokens": lambda texts: [1]}, InvalidInputError, "count_tokens"),
     ],
-    ids=str,
 )
 async def test_a_bad_argument_is_named_and_touches_nothing(place: Place, given, error, name) -> None:
     """The error begins with the argument's name, and no memory counts as accessed."""

@@ -52,7 +52,6 @@ async def recalled(backend, query="ship", **filters):
         ({"min_similarity": 1.0}, ""),
         ({"min_similarity": -1.0}, "red green blue black"),
     ],
-    ids=str,
 )
 async def test_every_filter_given_holds(place, clock, filters, expected):
     """A recall returns exactly the memories for which each filter is true; limits of time are inclusive."""
