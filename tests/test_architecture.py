@@ -18,14 +18,14 @@ LONGEST_FILE = 400
 LAYERS = (
     # Facts, checks and arithmetic: no store, no model.
     "_version errors validation memory words actors calendar_spans dates quantize documents settings settings_schema",
-    "combining lru_cache offload periodic replacing",
+    "statements restatements combining lru_cache offload periodic replacing series tracing",
     # The parts that the policy is written over; each knows the foundations and its neighbours here.
     "embedders stores index blocks postings sessions signals candidates ranking late_interaction confidence",
     "readers readers_rich chunking",
     # What stands between a caller and those parts.
-    "batch_engine batching queries similar prefetching monitoring",
+    "batch_engine batching queries similar prefetching monitoring activity",
     # The backend and the pieces it is put together from.
-    "answers shared_model vectorizer repository intake duplicates packing why_not token_index",
+    "answers shared_model vectorizer repository intake duplicates packing why_not token_index echoes",
     "reembedding transfer ingestion migration_marks migration_report migration",
     "verbs",
     "administration finding",
@@ -39,7 +39,7 @@ A new module gets its place here."""
 
 DOOR = len(LAYERS)
 ABOVE = DOOR + 1
-HEAVY = "openvino onnxruntime tokenizers redis torch sentence_transformers typer huggingface_hub rich starlette mcp"
+HEAVY = "openvino onnxruntime tokenizers redis torch sentence_transformers typer huggingface_hub rich starlette mcp opentelemetry"
 """Libraries that `import gemma_cli.rag` must not load: they are slow to import, or optional."""
 
 

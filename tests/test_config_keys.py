@@ -334,3 +334,11 @@ async def test_report_interval(configured: Callable[[str], Settings], caplog: py
 
         await until(three_reports)
         assert all("store_memory" in report["operations"] for report in reports())  # none is the slow one's
+
+
+async def test_tracing(configured: Callable[[str], Settings]) -> None:
+    """Switched on, a backend tells a tracer of its calls; switched off, as by default, or without monitoring, it has
+    none."""
+    assert in_memory(configured("[monitoring]\ntracing = true")).tracer is not None
+    for text in ("", "[monitoring]\ntracing = false", "[monitoring]\nenabled = false\ntracing = true"):
+        assert in_memory(configured(text)).tracer is None

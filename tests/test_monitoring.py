@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from gemma_cli.rag.errors import InvalidInputError
 from gemma_cli.rag.monitoring import OTHER, PerformanceMonitor
+from gemma_cli.rag.series import BOUNDS, Histogram
 
 pytestmark = pytest.mark.anyio
 
@@ -283,6 +284,77 @@ async def test_reset_forgets_everything_and_restarts_the_uptime() -> None:
         "uptime_seconds": 2,
         **{part: {} for part in ("operations", "metrics", "errors", "tokens", "memory", "sources")},
     }
+
+
+@given(st.lists(st.floats(0, 100), max_size=30), st.integers(0, 40), st.integers(1, 12))
+def test_what_is_new_since_a_count_is_what_was_recorded_after_it(values: list[float], seen: int, window: int) -> None:
+    """`latencies_since` gives the values after the first `count`, in their order and at most a window of them; a count
+    that was never reached is one from before a reset, and all is new."""
+    monitor = PerformanceMonitor(window=window)
+    for value in values:
+        monitor.record("op", value)
+    new = values[seen:] if seen <= len(values) else values
+    found = monitor.latencies_since("op", seen)
+    assert found.dtype == np.float64
+    assert found.tolist() == new[-window:]
+
+
+@pytest.mark.parametrize("options", [{}, {"track_percentiles": False}])
+def test_nothing_is_new_of_what_is_not_kept(options: dict[str, bool]) -> None:
+    """An operation that never ran has no latencies, and a monitor without windows has none of any; a senseless count
+    is refused."""
+    monitor = PerformanceMonitor(**options)
+    monitor.record("op", 1.0)
+    assert monitor.latencies_since("another", 0).tolist() == []
+    assert monitor.latencies_since("op", 0).tolist() == ([] if options else [1.0])
+    with pytest.raises(InvalidInputError, match="count"):
+        monitor.latencies_since("op", -1)
+
+
+@given(st.lists(st.floats(0, 100) | st.sampled_from(BOUNDS), max_size=60))
+def test_the_histogram_counts_every_duration_once(values: list[float]) -> None:
+    """Each duration falls into the first bucket whose bound is not below it, those above the last bound into one of
+    their own; windows have no say in it."""
+    monitor = PerformanceMonitor(window=4)
+    for value in values:
+        monitor.record("op", value)
+    found = monitor.snapshot().operations.get("op")
+    if found is None:
+        assert values == []
+        return
+    upper = [*BOUNDS, math.inf]
+    cumulated = [sum(value <= bound for value in values) for bound in upper]
+    assert np.cumsum(found.buckets).tolist() == cumulated
+    assert found.count == len(values)
+    assert found.seconds == pytest.approx(math.fsum(values))
+
+
+async def test_a_snapshot_holds_what_the_report_holds() -> None:
+    """The totals that can be had without waiting are those of the report, and start anew after a reset."""
+    clock = Clock()
+    monitor = PerformanceMonitor(clock=clock)
+    monitor.add_source("pool", lambda: {"in_use": 1})
+    monitor.record("op", 0.5)
+    for value in (2, 3):
+        monitor.record_metric("m", value)
+        monitor.record_tokens("t", value)
+    monitor.record_error("e")
+    clock.now += 5
+    snapshot = monitor.snapshot()
+    assert (snapshot.uptime_seconds, snapshot.operations["op"].count, snapshot.operations["op"].seconds) == (5, 1, 0.5)
+    assert (snapshot.metrics, snapshot.tokens, snapshot.errors) == ({"m": 5}, {"t": 5}, {"e": 1})
+    assert snapshot.sources == {"pool": {"in_use": 1}}
+    monitor.reset_stats()
+    anew = monitor.snapshot()
+    assert (anew.uptime_seconds, anew.operations, anew.metrics, anew.errors, anew.tokens) == (0, {}, {}, {}, {})
+    assert snapshot.operations["op"].count == 1  # a snapshot stays what it was
+
+
+def test_without_details_an_operation_has_no_buckets() -> None:
+    """`enable_detailed=False` keeps count and sum alone."""
+    monitor = PerformanceMonitor(enable_detailed=False)
+    monitor.record("op", 0.5)
+    assert monitor.snapshot().operations == {"op": Histogram(1, 0.5, ())}
 
 
 async def test_names_are_bounded(caplog: pytest.LogCaptureFixture) -> None:

@@ -1,11 +1,13 @@
 """Memory for LLM agents, in five tiers, on the user's own machine."""
 
 from gemma_cli.rag._version import __version__
+from gemma_cli.rag.activity import Activity, ActivityWatcher, EventKind, MemoryEvent
 from gemma_cli.rag.administration import BackendInfo
 from gemma_cli.rag.background import BackgroundTasks
 from gemma_cli.rag.batching import BatchEmbedder
 from gemma_cli.rag.confidence import Recalled
 from gemma_cli.rag.consolidation import MemoryConsolidator, Plan, PlannedLoss, PlannedMove
+from gemma_cli.rag.echoes import EchoId
 from gemma_cli.rag.embedders import EmbeddingOptions, create_embedder
 from gemma_cli.rag.embedders.base import Embedder, ModelIdentity
 from gemma_cli.rag.errors import (
@@ -42,6 +44,8 @@ from gemma_cli.rag.why_not import Stage, WhyNot
 
 __all__ = [
     "TIER_POLICIES",
+    "Activity",
+    "ActivityWatcher",
     "Answered",
     "BackendInfo",
     "BackendStateError",
@@ -50,14 +54,17 @@ __all__ = [
     "CapacityError",
     "DocumentError",
     "DocumentNotFoundError",
+    "EchoId",
     "Embedder",
     "EmbeddingOptions",
+    "EventKind",
     "GemmaRagError",
     "InvalidInputError",
     "InvalidTypeError",
     "Link",
     "MemoryConsolidator",
     "MemoryEntry",
+    "MemoryEvent",
     "MemoryTier",
     "MissingExtraError",
     "ModelDamagedError",

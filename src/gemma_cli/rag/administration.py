@@ -12,7 +12,7 @@ from gemma_cli.rag.memory import MemoryEntry, MemoryTier, TierRules, parse_tier
 from gemma_cli.rag.repository import Progress
 from gemma_cli.rag.stores.base import Filter, Link, Linking, Verifying
 from gemma_cli.rag.token_index import index_tokens
-from gemma_cli.rag.verbs import Verbs, timed
+from gemma_cli.rag.verbs import NEAR_DUPLICATES, Verbs, promotions, timed
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +37,9 @@ class Administration(Verbs):
     @timed
     async def get_memory_stats(self) -> dict[str, int]:
         """How many live memories each of the five tiers holds."""
+        return await self._counts()
+
+    async def _counts(self) -> dict[str, int]:
         return {str(tier): count for tier, count in (await self._repository.store.counts(self.now())).items()}
 
     async def get_info(self) -> BackendInfo:
@@ -49,7 +52,7 @@ class Administration(Verbs):
             namespace=self.namespace,
             size_bytes=info.size_bytes,
             index_bytes=info.index_bytes,
-            memories=await self.get_memory_stats(),
+            memories=await self._counts(),
             model=identity.name if identity else None,
             dimension=identity.dimension if identity else None,
             engine=f"{identity.engine} {identity.precision}".strip() if identity else None,
@@ -94,7 +97,10 @@ class Administration(Verbs):
     async def promote_deserving(self, rules: TierRules | None = None) -> Mapping[tuple[MemoryTier, MemoryTier], int]:
         """Removes the expired, then moves every memory whose relevance reaches the threshold one tier up, in one step;
         how many went from where to where. `rules`: other thresholds than this backend's own."""
-        return await self._repository.store.promote(rules or self.rules, self.now())
+        moves = await self._repository.store.promote(rules or self.rules, self.now())
+        for (source, target), count in moves.items():
+            self._observed(promotions(source, target), count)
+        return moves
 
     async def deserving_memories(self, tier: MemoryTier | str, rules: TierRules | None = None) -> list[MemoryEntry]:
         """What `promote_deserving` would move out of a tier, highest relevance first."""
@@ -105,7 +111,9 @@ class Administration(Verbs):
         """Compares memories that have not been compared yet (128 at a time) with all others, links those whose cosine
         is at least `similarity`, and says how many links are new. Nothing is merged or removed."""
         bar = check.number("similarity", similarity, 0.0, 1.0)
-        return await duplicates.link_near_duplicates(self._repository, bar)
+        linked = await duplicates.link_near_duplicates(self._repository, bar)
+        self._observed(NEAR_DUPLICATES, linked)
+        return linked
 
     @timed
     async def index_tokens(self, most: int | None = None) -> int:

@@ -3,7 +3,7 @@
 from collections.abc import Awaitable, Callable
 from copy import copy, deepcopy
 from datetime import datetime
-from typing import Final, Protocol
+from typing import Final, Protocol, TypedDict
 
 from gemma_cli.rag.candidates import Question
 from gemma_cli.rag.confidence import Recalled
@@ -18,6 +18,16 @@ Search = Callable[[str, Question], Awaitable[list[MemoryEntry]]]
 
 Judge = Callable[[list[MemoryEntry]], Recalled]
 """What of a ranking is the answer, and how sure it is."""
+
+
+class AnswerStats(TypedDict):
+    """Questions since the start that a kept answer served, or one that another caller was waiting for already (hits),
+    and those that were searched for (misses); answers kept now, and how many may be."""
+
+    hits: int
+    misses: int
+    size: int
+    capacity: int
 
 
 class Source(Protocol):
@@ -52,6 +62,18 @@ class AnswerCache:
         optimizer, self._optimizer = self._optimizer, None
         if optimizer is not None:
             await optimizer.close()
+
+    def get_stats(self) -> AnswerStats:
+        capacity = self._size if self._ttl else 0
+        if self._optimizer is None:
+            return AnswerStats(hits=0, misses=0, size=0, capacity=capacity)
+        stats = self._optimizer.get_stats()
+        return AnswerStats(
+            hits=stats["cache_hits"] + stats["dedup_hits"],
+            misses=stats["cache_misses"],
+            size=stats["cache_size"],
+            capacity=capacity,
+        )
 
     async def answer(
         self, query: str, question: Question, touched_at: datetime | None = None, judge: Judge = Recalled

@@ -15,6 +15,7 @@ from gemma_cli.rag import validation as check
 from gemma_cli.rag.answers import AnswerCache
 from gemma_cli.rag.candidates import REFINED, ROUNDING, Question
 from gemma_cli.rag.confidence import Recalled, judged
+from gemma_cli.rag.echoes import Recent
 from gemma_cli.rag.errors import InvalidInputError, InvalidTypeError
 from gemma_cli.rag.late_interaction import query_tokens
 from gemma_cli.rag.memory import MemoryEntry, MemoryTier, parse_tier
@@ -50,9 +51,11 @@ class Filters(TypedDict, total=False):
 
 
 class Finding(Verbs):
-    """Needs a repository, and a cache of answers over it."""
+    """Needs a repository, a cache of answers over it, and a record of what was recalled."""
 
     _answers: AnswerCache
+    _recent: Recent
+    """What new memories may be echoes of."""
 
     @timed
     async def recall_memories(
@@ -124,6 +127,7 @@ class Finding(Verbs):
             found = Recalled(await self._packed(found, budget, count_tokens, touched_at), found.confidence)
         if touch and found:
             self._repository.store.touch([entry.id for entry in found], now)
+            self._recent.note(found, now)
         if not explain:
             for entry in found:
                 entry.explanation = None
@@ -223,7 +227,9 @@ class Finding(Verbs):
         if not isinstance(query, str):
             raise InvalidTypeError(f"query: expected text, got {type(query).__name__}")
         question = intake.question(query, memory_type, limit, BY_WORDS, min_importance=min_importance)
-        found = await self._repository.store.search(question, self.now())
+        now = self.now()
+        found = await self._repository.store.search(question, now)
+        self._recent.note(found, now)
         for entry in found:
             entry.explanation = None
         return found

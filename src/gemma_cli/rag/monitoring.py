@@ -6,17 +6,19 @@ import math
 import sys
 import threading
 import time
-from array import array
 from collections.abc import Awaitable, Callable, Generator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Generic, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from gemma_cli.rag import validation as check
 from gemma_cli.rag.errors import InvalidInputError, InvalidTypeError
 from gemma_cli.rag.periodic import Periodic
+from gemma_cli.rag.series import PERCENTILES, Histogram, Latencies, Series
 
 logger = logging.getLogger("gemma_cli.rag.monitoring")
 
@@ -29,18 +31,30 @@ MAX_NAMES: Final = 256
 OTHER: Final = "(other)"
 """The name under which everything beyond MAX_NAMES is counted."""
 
-PERCENTILES: Final = (50, 95, 99)
-
 Report = dict[str, Any]
 Sink = Callable[[Report], Awaitable[None] | None]
 T = TypeVar("T")
 
 
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """A monitor's totals at one moment, for collectors that cumulate themselves: since construction or the last
+    `reset_stats`, after which all of them start at nothing anew."""
+
+    uptime_seconds: float
+    operations: Mapping[str, Histogram]
+    metrics: Mapping[str, float]
+    """The sum of all observations."""
+    errors: Mapping[str, int]
+    tokens: Mapping[str, int]
+    sources: Mapping[str, Any]
+
+
 class PerformanceMonitor:
     """Records latencies, metrics, errors and tokens by name. Any thread may record.
 
-    enable_detailed: keep a window of latencies for each operation. Without it an operation costs five numbers, and
-        there are no percentiles.
+    enable_detailed: keep a window of latencies and a histogram for each operation. Without it an operation costs five
+        numbers, and there are no percentiles and no buckets.
     track_percentiles: report p50, p95 and p99 (nearest rank, over the latest `window` latencies).
     track_latency, track_token_usage: switch off what `track_operation` and `record_tokens` record.
     track_memory: report what the process occupies.
@@ -64,13 +78,13 @@ class PerformanceMonitor:
         self._track_latency = check.flag("track_latency", track_latency)
         self._track_memory = check.flag("track_memory", track_memory)
         self._track_tokens = check.flag("track_token_usage", track_token_usage)
-        self._window = check.whole("window", window) if self._percentiles else 0
+        kept = check.whole("window", window) if self._percentiles else 0
         self._clock = clock
         self._lock = threading.Lock()
         most = check.whole("max_names", max_names)
-        self._operations = _Table("operations", most, lambda: _Series(self._window))
-        self._metrics = _Table("metrics", most, lambda: _Series(0))
-        self._tokens = _Table("tokens", most, lambda: _Series(0))
+        self._operations = _Table("operations", most, lambda: Latencies(kept, detailed))
+        self._metrics = _Table("metrics", most, Series)
+        self._tokens = _Table("tokens", most, Series)
         self._errors = _Table("errors", most, _Count)
         self._sources: dict[str, Callable[[], Any]] = {}
         self._since = clock()
@@ -87,7 +101,10 @@ class PerformanceMonitor:
 
     def record(self, name: str, seconds: float) -> None:
         """`track_operation` for code that is not async."""
-        elapsed = check.number("seconds", seconds, 0.0)
+        if type(seconds) is float and 0.0 <= seconds < math.inf:  # as it nearly always is; spares the call
+            elapsed = seconds
+        else:
+            elapsed = check.number("seconds", seconds, 0.0)
         if self._track_latency:
             with self._lock:
                 self._operations.at(name).add(elapsed)
@@ -116,12 +133,34 @@ class PerformanceMonitor:
             raise InvalidTypeError(f"read: expected a function without arguments, got {type(read).__name__}")
         self._sources[_name(name)] = read
 
+    def latencies_since(self, name: str, count: int) -> NDArray[np.float64]:
+        """Seconds, oldest first, that were recorded for an operation after its first `count`: at most `window` of them,
+        the latest; none where percentiles are off. A caller who passes the count that it saw last gets what is new,
+        after `reset_stats` too."""
+        check.whole("count", count, 0)
+        with self._lock:
+            series = self._operations.rows.get(_name(name))
+            return np.empty(0) if series is None else series.since(count)
+
+    def snapshot(self) -> Snapshot:
+        """All totals, without waiting. Names in the order of their first appearance."""
+        sources = self._read_sources()
+        with self._lock:
+            return Snapshot(
+                uptime_seconds=self._clock() - self._since,
+                operations={name: series.histogram() for name, series in self._operations.rows.items()},
+                metrics={name: series.total for name, series in self._metrics.rows.items()},
+                errors={name: count.value for name, count in self._errors.rows.items()},
+                tokens={name: int(series.total) for name, series in self._tokens.rows.items()},
+                sources=sources,
+            )
+
     async def get_report(self) -> Report:
         """`uptime_seconds`; `operations[name]`: `count, total_time_ms, avg_time_ms, min_time_ms, max_time_ms` and, with
         percentiles, `p50_ms, p95_ms, p99_ms`; `metrics[name]`: `count, current, avg, min, max`; `errors[name]`: how
         many; `tokens[name]`: `count, total, avg, max`; `memory`: `rss_mb` (where the system tells) and `peak_rss_mb`;
         `sources[name]`. Names in the order of their first appearance."""
-        sources = {name: self._read(name, read) for name, read in self._sources.items()}
+        sources = self._read_sources()
         with self._lock:
             return {
                 "uptime_seconds": self._clock() - self._since,
@@ -178,6 +217,9 @@ class PerformanceMonitor:
         logger.error("performance_report_failed", exc_info=error)
         return True
 
+    def _read_sources(self) -> dict[str, Any]:
+        return {name: self._read(name, read) for name, read in list(self._sources.items())}
+
     def _read(self, name: str, read: Callable[[], Any]) -> Any:
         try:
             return read()
@@ -185,7 +227,7 @@ class PerformanceMonitor:
             self.record_error(f"source {name}")
             return {"error": f"{type(error).__name__}: {error}"}
 
-    def _latency(self, series: "_Series") -> dict[str, float]:
+    def _latency(self, series: Latencies) -> dict[str, float]:
         figures = {
             "count": series.count,
             "total_time_ms": 1000 * series.total,
@@ -229,41 +271,6 @@ class TrackedOperation:
             self._monitor.record(self._name, max(self._clock() - self._started, 0.0))
             if error is not None:
                 self._monitor.record_error(self._name)
-
-
-class _Series:
-    """Count, sum, extremes and the last of all values; the latest `window` of them as they are. Not thread-safe."""
-
-    __slots__ = ("count", "high", "last", "low", "recent", "total")
-
-    def __init__(self, window: int) -> None:
-        self.count = 0
-        self.total = 0.0
-        self.low = math.inf
-        self.high = -math.inf
-        self.last = 0.0
-        self.recent = array("d", bytes(8 * window))
-
-    def add(self, value: float) -> None:
-        if self.recent:
-            self.recent[self.count % len(self.recent)] = value
-        self.count += 1
-        self.total += value
-        self.last = value
-        if value < self.low:
-            self.low = value
-        if value > self.high:
-            self.high = value
-
-    @property
-    def average(self) -> float:
-        return self.total / self.count
-
-    def percentiles(self) -> list[float]:
-        """The nearest-rank percentiles: the smallest value that at least p percent do not exceed."""
-        kept = min(self.count, len(self.recent))
-        ordered = np.sort(np.frombuffer(self.recent, np.float64, kept))
-        return [float(ordered[-(-p * kept // 100) - 1]) for p in PERCENTILES]
 
 
 class _Count:

@@ -14,9 +14,11 @@ from typing import Any, Self
 
 from gemma_cli.rag import intake
 from gemma_cli.rag import validation as check
+from gemma_cli.rag.activity import ActivityWatcher
 from gemma_cli.rag.administration import Administration
 from gemma_cli.rag.answers import AnswerCache
 from gemma_cli.rag.batching import BatchEmbedder
+from gemma_cli.rag.echoes import Recent, echoes
 from gemma_cli.rag.embedders.base import Embedder
 from gemma_cli.rag.errors import InvalidInputError, InvalidTypeError, StoreBusyError, StoreUnavailableError
 from gemma_cli.rag.finding import Finding
@@ -29,6 +31,7 @@ from gemma_cli.rag.settings import Settings, load_settings, masked_url
 from gemma_cli.rag.shared_model import SharedModel
 from gemma_cli.rag.stores import create_store
 from gemma_cli.rag.stores.base import KEEP, Keep, Update
+from gemma_cli.rag.tracing import open_telemetry
 from gemma_cli.rag.vectorizer import Vectorizer
 from gemma_cli.rag.verbs import timed
 
@@ -85,6 +88,7 @@ class PythonRAGBackend(Finding, Administration):
             if monitoring.enabled
             else None
         )
+        self.tracer = open_telemetry() if monitoring.enabled and monitoring.tracing else None
         self._embedder = embedder
         self._intake = Intake(settings.memory.tier_rules(), settings.memory.max_content_chars)
         self._repository = MemoryRepository(
@@ -98,7 +102,10 @@ class PythonRAGBackend(Finding, Administration):
         self._closing: asyncio.Future[None] | None = None
         memory = settings.memory
         self._late_interaction = memory.late_interaction
+        self._recent = Recent()
         self._answers = AnswerCache(self, self._search, memory.query_cache_ttl, memory.query_cache_size)
+        if self.monitor is not None:
+            self.monitor.add_source("answers", self._answers.get_stats)
 
     def _make_vectorizer(self) -> Vectorizer:
         configured = self.settings.embedding
@@ -152,6 +159,10 @@ class PythonRAGBackend(Finding, Administration):
         finally:
             await self._repository.close()
 
+    def watch_activity(self) -> ActivityWatcher:
+        """Tells from now on what happens in the namespace, whichever process does it."""
+        return ActivityWatcher(self._repository.store, self.now)
+
     async def __aenter__(self) -> Self:
         await self.open()
         return self
@@ -176,12 +187,18 @@ class PythonRAGBackend(Finding, Administration):
         session: str | None = None,
         occurred_at: datetime | str | float | None = None,
         pinned: bool = False,
+        echo_guard: bool = False,
     ) -> str:
         """Stores one memory and returns its id; from then on it outlives this process.
 
         A full tier makes room: what deserves it moves up, then what matters least leaves. `actor` (who said it),
         `session` (which conversation) and `occurred_at` (when it happened; ISO 8601, a datetime, or seconds since the
-        epoch) are also read from `metadata` under these names. A pinned memory neither expires nor is evicted."""
+        epoch) are also read from `metadata` under these names. A pinned memory neither expires nor is evicted.
+
+        `echo_guard` is for what an agent stores by itself. Where the content only says again what this backend has
+        recalled or searched out within `echoes.RECENT_SECONDS`, nothing is stored, that memory counts as accessed once
+        more, and its id comes back as an `EchoId`. `restatements` has the rules: all of it must be in that memory, with
+        every name, number and negation; who says it may change. `monitor` counts `echoes`."""
         given = {
             "content": content,
             "memory_type": memory_type,
@@ -193,29 +210,42 @@ class PythonRAGBackend(Finding, Administration):
             "occurred_at": occurred_at,
             "pinned": pinned,
         }
-        return (await self._put([self._intake.new(given, self.now())]))[0]
+        guarded = check.flag("echo_guard", echo_guard)
+        return (await self._put([self._intake.new(given, self.now())], guarded))[0]
 
     @timed
-    async def store_memories(self, items: Iterable[MemoryEntry | Mapping[str, Any]]) -> list[str]:
+    async def store_memories(
+        self, items: Iterable[MemoryEntry | Mapping[str, Any]], *, echo_guard: bool = False
+    ) -> list[str]:
         """Stores all items or none, in one transaction, and returns their ids in order. An item is a mapping with the
         arguments of `store_memory` as keys, or a `MemoryEntry`, which keeps its id and stamps and, if it has one, its
-        embedding. The message for a bad item begins with its position."""
+        embedding. The message for a bad item begins with its position.
+
+        With `echo_guard` (see `store_memory`), an item that only says again what was recalled lately is not stored; in
+        its place is the `EchoId` of the memory that says it."""
         if isinstance(items, str | bytes | Mapping) or not isinstance(items, Iterable):
             raise InvalidTypeError(f"items: expected a list of memories, got {type(items).__name__}")
-        now = self.now()
+        guarded, now = check.flag("echo_guard", echo_guard), self.now()
         entries = []
         for position, item in enumerate(items):
             try:
                 entries.append(self._intake.given(item, now))
             except InvalidInputError as error:
                 raise type(error)(f"items[{position}]: {error}") from error
-        return await self._put(entries)
+        return await self._put(entries, guarded)
 
-    async def _put(self, entries: list[MemoryEntry]) -> list[str]:
-        embedded = [entry.id for entry in entries if entry.embedding is None]  # who brings a vector wants no model run
-        ids = await self._repository.put(entries)
+    async def _put(self, entries: list[MemoryEntry], echo_guard: bool) -> list[str]:
+        known = await echoes(entries, self._recent, self._repository) if echo_guard else {}
+        new = [entry for entry in entries if entry.id not in known]
+        embedded = [entry.id for entry in new if entry.embedding is None]  # who brings a vector wants no model run
+        await self._repository.put(new)
+        if known:
+            self._repository.store.touch(list(known.values()), self.now())
+            if self.monitor is not None:
+                for _ in known:
+                    self.monitor.record_metric("echoes", 1)
         await self._index_new_tokens(embedded)
-        return ids
+        return [known.get(entry.id, entry.id) for entry in entries]
 
     @timed
     async def ingest_document(

@@ -298,3 +298,4 @@ class MonitoringSettings(Section):
     track_memory: bool = key_field(True, "Record the memory that the process uses.")
     track_token_usage: bool = key_field(True, "Count the tokens that are embedded.")
     report_interval: float = key_field(60.0, "Seconds between two reports in the log.", 0.01, CENTURY)
+    tracing: bool = key_field(False, "Wrap each operation in a span of OpenTelemetry (gemma-rag[otel]).")

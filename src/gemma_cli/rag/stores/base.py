@@ -10,7 +10,7 @@ For every verb:
 - A store serves one namespace; nothing of another is seen, counted or evicted.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, Final, Protocol, runtime_checkable
@@ -241,6 +241,57 @@ class Verifying(Protocol):
 
     async def verify(self) -> None:
         """Reads everything; raises `StoreDamagedError` with the first thing that is wrong."""
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """A moment in the life of a namespace: the number of the last change, and bytes by which to know that change again
+    where its number can be given twice."""
+
+    sequence: int
+    nonce: bytes = b""
+
+
+GLANCE: Final = 80
+"""Characters of a memory that an onlooker is shown."""
+
+
+@dataclass(frozen=True, slots=True)
+class Glimpse:
+    """A memory as an onlooker sees it: `text` is the first GLANCE characters, `expires` is infinite for never, and
+    `source` is the document that it is a chunk of."""
+
+    row: int
+    id: str
+    tier: MemoryTier
+    importance: float
+    expires: float
+    text: str | None
+    source: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One atomic step of some process. `put`: what it stored, changed or moved, as it is now; what has been changed
+    again since is in the later change. `removed`: rows that went, before anything was put (a row's number may be given
+    again)."""
+
+    put: Sequence[Glimpse]
+    removed: Sequence[int]
+
+
+@runtime_checkable
+class Observable(Protocol):
+    """A store that tells what has changed, whichever process did it. An access is no change. Both verbs show expired
+    memories too, until they are swept."""
+
+    async def changes_since(self, point: Point) -> tuple[Point, Sequence[Change]] | None:
+        """The point that is now, and the changes since another one, in their order. None where that is too long ago, or
+        where everything known has to be read anew. As cheap as `change_token` where nothing has changed."""
+
+    async def survey(self, take: Callable[[Sequence[Glimpse]], None]) -> Point:
+        """Hands over every memory, some at a time (`text` only of what expires), and returns a point from before the
+        first of them: a memory that comes, changes or goes meanwhile is in the changes since then."""
 
 
 @dataclass(frozen=True, slots=True)

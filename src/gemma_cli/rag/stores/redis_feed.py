@@ -56,14 +56,14 @@ class Feed:
         )
         if not newest:
             raise StoreLostError(f"the changes of the namespace {self._keys.namespace!r} are gone from the server")
-        return _stamp(newest[0]), to_model(model, None)
+        return stamp_of(newest[0]), to_model(model, None)
 
     async def since(self, known: Stamp) -> tuple[News | None, bool] | None:
         """What has changed since a change (None: nothing), and whether there may be more; None where everything known
         has to be read anew."""
         key = self._keys.of("changes")
         [entries] = await self._ask(("XRANGE", key, f"{known.sequence}-0", "+", "COUNT", ENTRIES_TOGETHER))
-        if not entries or _stamp(entries[0]) != known:
+        if not entries or stamp_of(entries[0]) != known:
             return None
         if len(entries) == 1:
             return None, False
@@ -136,20 +136,22 @@ class Feed:
         raise ModelMismatchError("the store was re-embedded with another model meanwhile; open it again")
 
 
-def _stamp(entry: Sequence[Any]) -> Stamp:
-    return Stamp(int(entry[0].partition(b"-")[0]), _fields_of(entry)[b"n"])
+def stamp_of(entry: Sequence[Any]) -> Stamp:
+    """The change that an entry of the stream is."""
+    return Stamp(int(entry[0].partition(b"-")[0]), fields_of(entry)[b"n"])
 
 
-def _fields_of(entry: Sequence[Any]) -> dict[bytes, bytes]:
+def fields_of(entry: Sequence[Any]) -> dict[bytes, bytes]:
+    """The fields of an entry of the stream, see `log_change` in `lua/carrying_out.lua`."""
     return dict(zip(entry[1][::2], entry[1][1::2], strict=True))
 
 
 def _news(entries: Sequence[Sequence[Any]]) -> News | None:
     """What the entries tell together; None where everything known before them is void."""
-    last = _stamp(entries[-1])
+    last = stamp_of(entries[-1])
     news = News(last.sequence, last.nonce)
     for entry in entries:
-        fields = _fields_of(entry)
+        fields = fields_of(entry)
         if b"r" in fields:
             return None
         news.changed |= dict.fromkeys(json.loads(fields.get(b"c", b"[]")))

@@ -2,19 +2,21 @@
 
 import itertools
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Mapping, Sequence
-from typing import Final
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gemma_cli.rag.embedders.base import Passage
-from gemma_cli.rag.errors import StoreDamagedError
+from gemma_cli.rag.errors import StoreDamagedError, StoreLostError
 from gemma_cli.rag.memory import MemoryEntry
 from gemma_cli.rag.quantize import quantize
 from gemma_cli.rag.settings_schema import RedisSettings
+from gemma_cli.rag.stores import redis_changes
 from gemma_cli.rag.stores import redis_scripts as scripts
-from gemma_cli.rag.stores.base import Link, Particulars, Pending, StoredModel, Untokened
+from gemma_cli.rag.stores.base import Change, Glimpse, Link, Particulars, Pending, Point, StoredModel, Untokened
+from gemma_cli.rag.stores.redis_feed import READ_TOGETHER, Feed
 from gemma_cli.rag.stores.redis_link import Word
 from gemma_cli.rag.stores.redis_reading import Values
 from gemma_cli.rag.stores.redis_rows import Numbers, code, text_digest, token_version
@@ -75,6 +77,52 @@ class RedisPowers(RedisSession):
             else Particulars(numbers.row, row is None)
             for [s], row in zip(found, waiting, strict=True)
         ]
+
+    # What happens
+
+    async def changes_since(self, point: Point) -> tuple[Point, Sequence[Change]] | None:
+        entries: list[Any] = []
+        first, step = f"{point.sequence}-0", redis_changes.ENTRIES_TOGETHER
+        while True:
+            part = await self._command("XRANGE", self._keys.of("changes"), first, "+", "COUNT", step)
+            entries += part
+            if len(part) < step:
+                break
+            first = f"({part[-1][0].decode()}"
+        if not entries or redis_changes.point_of(entries[0]) != point:
+            return None
+        if len(entries) == 1:
+            return point, ()
+        ids = redis_changes.named(entries[1:])
+        found = dict(zip(ids, await self._glimpsed(ids), strict=True))
+        return redis_changes.point_of(entries[-1]), redis_changes.changes(entries[1:], found)
+
+    async def survey(self, take: Callable[[Sequence[Glimpse]], None]) -> Point:
+        generation, [newest] = await self._asked(("XREVRANGE", self._keys.of("changes"), "+", "-", "COUNT", 1))
+        if not newest:
+            raise self._loss()
+        try:
+            ids = await Feed(self._session().link, self._keys, lambda: generation).listed()
+        except StoreLostError:
+            raise self._loss() from None
+        *bare, content = redis_changes.GLIMPSED
+        for start in range(0, len(ids), READ_TOGETHER):
+            part = ids[start : start + READ_TOGETHER]
+            found = dict(zip(part, await self._read(bare, part), strict=True))
+            passing = [memory_id for memory_id in part if redis_changes.expires(found[memory_id])]
+            texts = dict(zip(passing, await self._read((content,), passing), strict=True))
+            take(
+                [
+                    redis_changes.glimpse(memory_id, (*values, *texts.get(memory_id, (None,))))
+                    for memory_id, values in found.items()
+                    if values[0] is not None
+                ]
+            )
+        return redis_changes.point_of(newest[0])
+
+    async def _glimpsed(self, ids: Sequence[str]) -> list[Values]:
+        parts = [ids[start : start + READ_TOGETHER] for start in range(0, len(ids), READ_TOGETHER)]
+        return [values for part in parts for values in await self._read(redis_changes.GLIMPSED, part)]
 
     # Token codes
 

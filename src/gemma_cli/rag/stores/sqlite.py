@@ -4,7 +4,8 @@ The verbs, each one piece of work for the engine's writing or reading thread.
 """
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -16,6 +17,7 @@ from gemma_cli.rag.actors import KnownTerms
 from gemma_cli.rag.candidates import Question
 from gemma_cli.rag.memory import MemoryEntry, MemoryTier, TierRules
 from gemma_cli.rag.stores import (
+    sqlite_changes,
     sqlite_embeddings,
     sqlite_eviction,
     sqlite_links,
@@ -23,7 +25,19 @@ from gemma_cli.rag.stores import (
     sqlite_tokens,
     sqlite_write,
 )
-from gemma_cli.rag.stores.base import Filter, Link, Particulars, Pending, StoredModel, StoreInfo, Untokened, Update
+from gemma_cli.rag.stores.base import (
+    Change,
+    Filter,
+    Glimpse,
+    Link,
+    Particulars,
+    Pending,
+    Point,
+    StoredModel,
+    StoreInfo,
+    Untokened,
+    Update,
+)
 from gemma_cli.rag.stores.sqlite_engine import SqliteEngine
 from gemma_cli.rag.stores.sqlite_read import Reader
 from gemma_cli.rag.stores.sqlite_rows import encode, entry_at
@@ -122,6 +136,17 @@ class SqliteStore(SqliteEngine):
 
     async def change_token(self) -> int:
         return await self._read_with(lambda reader: reader.sequence())
+
+    async def changes_since(self, point: Point) -> tuple[Point, Sequence[Change]] | None:
+        return await self._read_with(lambda reader: sqlite_changes.since(reader.db, reader.ns, point))
+
+    async def survey(self, take: Callable[[Sequence[Glimpse]], None]) -> Point:
+        point = Point(await self.change_token())
+        after: tuple[float, str] | None = sqlite_changes.FIRST
+        while after is not None:
+            glimpses, after = await self._read_with(partial(sqlite_changes.survey, after))
+            take(glimpses)
+        return point
 
     async def uncompared(self, now: float, limit: int) -> list[MemoryEntry]:
         return await self._read_with(lambda reader: sqlite_links.uncompared(reader.db, reader.ns, now, limit))
