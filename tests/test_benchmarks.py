@@ -110,3 +110,17 @@ def test_the_monitoring_driver_saves_times_memory_and_shares(tmp_path: Path) -> 
     share = figures["share of a recall, cheap embedder"]
     recorded = figures["recording"]["track_operation_us"] / 1e3 / share["recall_ms"]
     assert share["share_by_recording"] == pytest.approx(recorded, rel=0.05, abs=1e-5)
+
+
+def test_the_server_driver_compares_with_the_backend_alone(tmp_path: Path) -> None:
+    """Every call and every viewer is answered, with viewers and without, and the same questions go without HTTP too."""
+    options = ["--memories", "50", "--seconds", "1", "--viewers", "3", "--callers", "2"]
+    saved = run("bench_server", tmp_path / "server.json", *options)
+    calls = {name: row for name, row in saved["figures"].items() if "calls" in row}
+    assert len(calls) == 8
+    for row in calls.values():
+        assert row["calls"] > 0
+        assert row["errors"] == 0, row["first_error"]
+    viewers = saved["figures"]["viewers"]
+    assert (viewers["viewers"], viewers["errors"]) == (3, 0)
+    assert viewers["samples_fewest"] > 0

@@ -8,7 +8,7 @@ from typing import Annotated, Final
 
 import typer
 
-from gemma_cli.commands import config, documents, mcp, memories, moving, upkeep
+from gemma_cli.commands import chats, config, documents, mcp, memories, moving, serve, top, upkeep
 from gemma_cli.commands.session import CliSession, exit_code, log_to_stderr
 
 app = typer.Typer(
@@ -21,6 +21,7 @@ app = typer.Typer(
 config_app = typer.Typer(help="Show or check the configuration.", no_args_is_help=True)
 app.add_typer(config_app, name="config")
 app.add_typer(mcp.app, name="mcp")
+app.add_typer(chats.app, name="chats")
 
 
 def main() -> None:
@@ -77,12 +78,14 @@ COMMANDS: Final[tuple[tuple[str, Callable[..., None]], ...]] = (
     ("promote", memories.promote),
     ("consolidate", upkeep.consolidate),
     ("stats", upkeep.stats),
+    ("serve", serve.serve),
     ("export", documents.export_),
     ("import", documents.import_),
     ("migrate", moving.migrate),
     ("reembed", upkeep.reembed),
     ("doctor", upkeep.doctor),
     ("tune", upkeep.tune),
+    ("top", top.top),
 )
 for _name, _command in COMMANDS:
     app.command(_name)(_command)

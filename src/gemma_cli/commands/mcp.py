@@ -1,24 +1,18 @@
 """`gemma-rag mcp`: the memory for agents that speak the Model Context Protocol; `mcp install` enters it at a client."""
 
 import gc
-import os
 import sys
 from pathlib import Path
 from typing import Annotated, Final
 
 import typer
 
+from gemma_cli.commands.doors import DEFAULT_PORT, LOOPBACK, Roots, check_token, directories, prepare
 from gemma_cli.commands.session import CliSession
 
 CLIENTS: Final = ("claude", "claude-code", "cursor", "gemini", "vscode", "windsurf")
-LOOPBACK: Final = "127.0.0.1"
-DEFAULT_PORT: Final = 8765
 
 app = typer.Typer()
-Roots = Annotated[
-    list[Path] | None,
-    typer.Option("--root", help="Directory whose documents agents may ingest; may be given more than once."),
-]
 
 
 def _complete_client(incomplete: str) -> list[str]:
@@ -51,14 +45,7 @@ def serve(
         if http or root or connector:
             raise typer.BadParameter("options of the server don't stand before another command")
         return
-    _run(context.obj, http, host, port, token, _directories(root), connector)
-
-
-def _directories(roots: list[Path] | None) -> list[Path]:
-    for root in roots or ():
-        if not root.is_dir():
-            raise typer.BadParameter(f"{root} is no directory", param_hint="--root")
-    return [root.resolve() for root in roots or ()]
+    _run(context.obj, http, host, port, token, directories(root), connector)
 
 
 def _run(
@@ -66,7 +53,7 @@ def _run(
 ) -> None:
     import asyncio
 
-    _prepare()
+    prepare()
     try:
         from gemma_cli.edge import listening
         from gemma_cli.edge.opening import Opening
@@ -81,7 +68,7 @@ def _run(
             'the MCP server needs the SDK; install it with: pip install "gemma-rag[mcp]"'
         ) from error
     if http:
-        _check_token(token, local=listening.is_loopback(host), shortest=listening.SHORTEST_TOKEN)
+        check_token(token, local=listening.is_loopback(host), shortest=listening.SHORTEST_TOKEN)
     elif sys.stdin.isatty():
         typer.echo("an MCP client speaks here on stdin; Ctrl-D ends it", err=True)
 
@@ -100,22 +87,6 @@ def _run(
     asyncio.run(run())
 
 
-def _prepare() -> None:
-    """What makes the start shorter, and keeps the SDK's log off the terminal."""
-    import logging
-
-    gc.disable()  # until the server stands: nothing that is imported is garbage
-    os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")  # else it looks through every installed package
-    logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(levelname)s: %(name)s: %(message)s")
-
-
-def _check_token(token: str | None, *, local: bool, shortest: int) -> None:
-    if token is None and not local:
-        raise typer.BadParameter("any address but loopback needs a token", param_hint="--host")
-    if token is not None and (len(token) < shortest or not token.isascii() or not token.isprintable()):
-        raise typer.BadParameter(f"needs at least {shortest} printable ASCII characters", param_hint="--token")
-
-
 @app.command()
 def install(
     context: typer.Context,
@@ -131,7 +102,7 @@ def install(
     """Show the change that enters this memory at a client, with the options before `mcp`; --write makes it."""
     from gemma_cli.mcp_server import clients
 
-    change = clients.change(clients.CLIENTS[client], name, _arguments(context.obj, _directories(root)), file)
+    change = clients.change(clients.CLIENTS[client], name, _arguments(context.obj, directories(root)), file)
     if not change.needed:
         typer.echo(f"{change.path} has it already", err=True)
         return

@@ -1,9 +1,11 @@
 """An error -> what a client is told: a stable code, a message, and whether the same call may succeed later."""
 
+import sys
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
-from pydantic import ValidationError
+if TYPE_CHECKING:
+    from pydantic import ValidationError
 
 NOT_FOUND: Final = "not_found"
 NOT_ALLOWED: Final = "not_allowed"
@@ -58,8 +60,8 @@ def failure(error: BaseException | None) -> Failure | None:
     """What a client is told of an error; None for one that nobody foresaw, of which it shall learn nothing."""
     if isinstance(error, Refusal):
         return Failure(error.code, str(error))
-    if isinstance(error, ValidationError):
-        return Failure(INVALID_INPUT, _fields(error))
+    if (pydantic := sys.modules.get("pydantic")) is not None and isinstance(error, pydantic.ValidationError):
+        return Failure(INVALID_INPUT, _fields(error))  # comes from nowhere where nobody has imported it
     for kind in type(error).__mro__:
         if kind.__module__ == "gemma_cli.rag.errors" and kind.__name__ in CODES:
             code, retryable = CODES[kind.__name__]
@@ -67,7 +69,7 @@ def failure(error: BaseException | None) -> Failure | None:
     return None
 
 
-def _fields(error: ValidationError) -> str:
+def _fields(error: "ValidationError") -> str:
     """Which arguments are wrong, without their values."""
     found: list[dict[str, Any]] = [dict(one) for one in error.errors(include_url=False, include_input=False)]
     return "; ".join(f"{'.'.join(map(str, one['loc'])) or 'arguments'}: {one['msg']}" for one in found)

@@ -32,8 +32,8 @@ def bound(host: str, port: int) -> Iterator[tuple[socket.socket, str]]:
         yield listening, f"http://{named}:{listening.getsockname()[1]}"
 
 
-async def serve_app(app: "ASGIApp", listening: socket.socket) -> None:
-    """Serves until a signal comes."""
+async def serve_app(app: "ASGIApp", listening: socket.socket, at_end: Callable[[], None] = lambda: None) -> None:
+    """Serves until a signal comes, and then calls `at_end` before it waits for answers under way."""
     import uvicorn
 
     class Server(uvicorn.Server):
@@ -43,9 +43,23 @@ async def serve_app(app: "ASGIApp", listening: socket.socket) -> None:
         def capture_signals(self) -> Iterator[None]:
             yield
 
-    config = uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=LAST_ANSWERS)
-    serving = Server(config)
-    with on_signals(lambda: setattr(serving, "should_exit", True)):
+    serving = Server(
+        uvicorn.Config(
+            app,
+            lifespan="on",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            proxy_headers=False,  # whoever asks could say that another address does
+            timeout_graceful_shutdown=LAST_ANSWERS,
+        )
+    )
+
+    def end() -> None:
+        serving.should_exit = True
+        at_end()
+
+    with on_signals(end):
         await serving.serve(sockets=[listening])
 
 

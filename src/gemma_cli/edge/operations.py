@@ -1,19 +1,24 @@
 """What several doors do with a backend, beyond one call of it."""
 
 import asyncio
+from collections import Counter
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Final
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
 
 from gemma_cli.edge import results
-from gemma_cli.edge.failures import NOT_FOUND, Refusal
+from gemma_cli.edge.failures import INVALID_INPUT, NOT_FOUND, Refusal
+from gemma_cli.edge.opening import Opening
 
 if TYPE_CHECKING:
-    from gemma_cli.rag import MemoryEntry, PythonRAGBackend
+    from gemma_cli.rag import MemoryConsolidator, MemoryEntry, PythonRAGBackend
 
 PAGE: Final = 1_000
 """Memories read at a time where all that match are wanted."""
 TOGETHER: Final = 100
 """Memories removed at once."""
+EXAMPLES: Final = 5
+"""Memories shown of those that a removal by filter would take."""
 
 
 def no_such(memory_id: str) -> Refusal:
@@ -33,34 +38,95 @@ async def stats(backend: "PythonRAGBackend") -> results.Stats:
     )
 
 
-async def matching(
-    backend: "PythonRAGBackend",
-    tier: str | None,
-    tags: list[str] | None,
-    actor: str | None,
-    session: str | None,
-    before: str | None,
-) -> "list[MemoryEntry]":
-    """Every memory that is not pinned and that all filters let through, newest first."""
-    from gemma_cli.rag.validation import optional_moment
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """Filters of a removal; all that are given must hold. before: ISO 8601, when a memory was stored."""
 
-    end = optional_moment("before", before)
-    found: list[MemoryEntry] = []
-    after = None
-    while True:
-        page = await backend.list_memories(
-            tier, PAGE, after=after, tags=tags, actor=actor, session=session, pinned=False
-        )
-        found += [entry for entry in page if end is None or entry.created_at < end]
-        if len(page) < PAGE:
-            return found
-        after = page[-1].id
+    tier: str | None = None
+    tags: Sequence[str] | None = None
+    actor: str | None = None
+    session: str | None = None
+    before: str | None = None
+
+    def __bool__(self) -> bool:
+        return any((self.tier, self.tags, self.actor, self.session, self.before))
+
+    async def matching(self, backend: "PythonRAGBackend") -> "list[MemoryEntry]":
+        """Every memory that is not pinned and that all filters let through, newest first."""
+        from gemma_cli.rag.validation import optional_moment
+
+        end = optional_moment("before", self.before)
+        found: list[MemoryEntry] = []
+        after = None
+        while True:
+            page = await backend.list_memories(
+                self.tier, PAGE, after=after, tags=self.tags, actor=self.actor, session=self.session, pinned=False
+            )
+            found += [entry for entry in page if end is None or entry.created_at < end]
+            if len(page) < PAGE:
+                return found
+            after = page[-1].id
 
 
-async def forget(backend: "PythonRAGBackend", memory_ids: Sequence[str]) -> int:
-    """Removes memories; how many there were."""
-    removed = 0
+async def forget(
+    opening: Opening, memory_ids: Sequence[str] | None, selection: Selection, *, confirm: bool
+) -> results.Forgotten:
+    """Removes memories by id at once, by filter only where that is confirmed; without, it counts and shows some."""
+    ids = list(dict.fromkeys(memory_ids or ()))
+    if ids and selection:
+        raise Refusal(INVALID_INPUT, "memory_ids: goes not with filters; give one or the other")
+    if not ids and not selection:
+        raise Refusal(INVALID_INPUT, "memory_ids: give some, or at least one filter")
+    backend = await opening.backend()
+    if ids:
+        gone = await _forget_all(backend, ids)
+        missing = [memory_id for memory_id, there in zip(ids, gone, strict=True) if not there]
+        return results.Forgotten(matched=sum(gone), forgotten=sum(gone), dry_run=False, missing=missing or None)
+    meant = await selection.matching(backend)
+    if not confirm:
+        examples = results.memories(meant[:EXAMPLES])
+        return results.Forgotten(matched=len(meant), forgotten=0, dry_run=True, examples=examples)
+    gone = await _forget_all(backend, [entry.id for entry in meant])
+    return results.Forgotten(matched=len(meant), forgotten=sum(gone), dry_run=False)
+
+
+async def _forget_all(backend: "PythonRAGBackend", memory_ids: Sequence[str]) -> list[bool]:
+    """Whether each was there."""
+    gone: list[bool] = []
     for start in range(0, len(memory_ids), TOGETHER):
         part = memory_ids[start : start + TOGETHER]
-        removed += sum(await asyncio.gather(*(backend.delete_memory(memory_id) for memory_id in part)))
-    return removed
+        gone += await asyncio.gather(*map(backend.delete_memory, part))
+    return gone
+
+
+def consolidator(backend: "PythonRAGBackend") -> "MemoryConsolidator":
+    """By the backend's own rules. Token codes are left to the background task: they take seconds."""
+    from gemma_cli.rag import MemoryConsolidator
+
+    return MemoryConsolidator(backend, backend.rules.threshold, backend.rules.decay, token_codes=False)
+
+
+async def consolidate(backend: "PythonRAGBackend", days: float, *, dry_run: bool) -> results.Consolidated:
+    """One run, or what it would do and what the next `days` will forget."""
+    running = consolidator(backend)
+    if dry_run:
+        plan = await running.plan(days)
+        ways = Counter(f"{move.from_tier}->{move.to_tier}" for move in plan.moves)
+        expiring = results.memories(loss.memory for loss in plan.losses[:PAGE])
+        return results.Consolidated(dry_run=True, moved=dict(ways), expiring=expiring)
+    await running.run_consolidation()
+    return results.Consolidated(dry_run=False, moved=running.get_stats()["promotions_by_tier"])
+
+
+async def store(backend: "PythonRAGBackend", tier: results.Tier, **given: Any) -> results.Remembered:
+    """Stores one memory and says where it stands; where it only repeats one that was just recalled, where that does."""
+    from gemma_cli.rag import EchoId
+
+    memory_id = await backend.store_memory(memory_type=tier, **given)
+    known = isinstance(memory_id, EchoId) or None
+    entry = await backend.get_memory(memory_id)
+    if entry is None:  # gone already
+        return results.Remembered(id=memory_id, tier=tier, known=known)
+    return results.Remembered(
+        id=memory_id, tier=entry.tier.value, expires_at=results.iso(entry.expires_at), known=known
+    )

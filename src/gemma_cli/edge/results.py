@@ -36,11 +36,13 @@ class Memory(BaseModel):
 
 
 class Remembered(BaseModel):
-    """Where the new memory stands. Without `expires_at` it is kept for good."""
+    """Where the memory stands. Without `expires_at` it is kept for good. `known`: a memory that was recalled lately
+    says it already, so nothing new was stored, and this is that one."""
 
     id: str
     tier: Tier
     expires_at: str | None = None
+    known: bool | None = None
 
 
 class Recollection(BaseModel):

@@ -1,7 +1,6 @@
 """The tools, as methods whose signatures are their schemas and whose docstrings are what a model reads about them."""
 
 import asyncio
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Final
@@ -12,7 +11,7 @@ from pydantic import Field
 from gemma_cli.edge import results
 from gemma_cli.edge.failures import INVALID_INPUT, Refusal
 from gemma_cli.edge.opening import Opening
-from gemma_cli.edge.operations import PAGE, forget, matching, no_such, stats
+from gemma_cli.edge.operations import Selection, consolidate, forget, no_such, stats, store
 from gemma_cli.edge.results import Tier
 from gemma_cli.edge.roots import allowed
 
@@ -52,22 +51,21 @@ class Tools:
     ) -> results.Remembered:
         """Store one memory. Call it when the user states a fact, preference, decision or event worth knowing in a later
         conversation, or asks you to remember something. Tiers: semantic keeps for good, long_term for weeks, episodic
-        for days, short_term for an hour, working for minutes. Answers with the id."""
-        backend = await self._opening.backend()
-        memory_id = await backend.store_memory(
-            content,
+        for days, short_term for an hour, working for minutes. Answers with the id; `known` is true where the text only
+        repeats a memory that was just recalled: that one is kept, as it stands, and nothing new is stored."""
+        return await store(
+            await self._opening.backend(),
             tier,
-            importance,
-            tags,
-            metadata,
+            content=content,
+            importance=importance,
+            tags=tags,
+            metadata=metadata,
             actor=actor,
             session=session,
             occurred_at=occurred_at,
             pinned=pinned,
+            echo_guard=True,
         )
-        entry = await backend.get_memory(memory_id)
-        expires_at = None if entry is None else results.iso(entry.expires_at)
-        return results.Remembered(id=memory_id, tier=tier, expires_at=expires_at)
 
     async def recall(
         self,
@@ -140,22 +138,8 @@ class Tools:
         """Remove memories for good. Call it when the user asks to forget something, or when a memory is wrong and
         nothing replaces it. Either give memory_ids, which are removed at once, or filters, of which all must hold: that
         only counts and shows examples until you call again with confirm=true. Pinned memories go by id alone."""
-        filters = (tier, tags, actor, session, before)
-        if memory_ids and any(filters):
-            raise Refusal(INVALID_INPUT, "memory_ids: goes not with filters; give one or the other")
-        backend = await self._opening.backend()
-        if memory_ids:
-            gone = [memory_id for memory_id in dict.fromkeys(memory_ids) if not await backend.delete_memory(memory_id)]
-            count = len(set(memory_ids)) - len(gone)
-            return results.Forgotten(matched=count, forgotten=count, dry_run=False, missing=gone or None)
-        if not any(filters):
-            raise Refusal(INVALID_INPUT, "memory_ids: give some, or at least one filter")
-        meant = await matching(backend, tier, tags, actor, session, before)
-        if not confirm:
-            examples = results.memories(meant[:EXAMPLES])
-            return results.Forgotten(matched=len(meant), forgotten=0, dry_run=True, examples=examples)
-        removed = await forget(backend, [entry.id for entry in meant])
-        return results.Forgotten(matched=len(meant), forgotten=removed, dry_run=False)
+        selection = Selection(tier, tags, actor, session, before)
+        return await forget(self._opening, memory_ids, selection, confirm=confirm)
 
     async def get_memory(self, memory_id: Id) -> results.Memory:
         """Read one memory in full by its id, as recall, search and list_memories give it. Counts as no use of it."""
@@ -271,18 +255,7 @@ class Tools:
     ) -> results.Consolidated:
         """Tidy up: remove what has expired, move what matters one tier up, link near-duplicates. The server does it by
         itself from time to time; call it when the user asks, or with dry_run to see what will be forgotten soon."""
-        from gemma_cli.rag import MemoryConsolidator
-
-        backend = await self._opening.backend()
-        rules = backend.rules
-        consolidator = MemoryConsolidator(backend, rules.threshold, rules.decay, token_codes=False)
-        if dry_run:
-            plan = await consolidator.plan(days)
-            ways = Counter(f"{move.from_tier}->{move.to_tier}" for move in plan.moves)
-            expiring = results.memories(loss.memory for loss in plan.losses[:PAGE])
-            return results.Consolidated(dry_run=True, moved=dict(ways), expiring=expiring)
-        await consolidator.run_consolidation()
-        return results.Consolidated(dry_run=False, moved=consolidator.get_stats()["promotions_by_tier"])
+        return await consolidate(await self._opening.backend(), days, dry_run=dry_run)
 
     async def memory_stats(self) -> results.Stats:
         """How many memories each tier holds, where they are kept and with which embedding model. Call it when the user

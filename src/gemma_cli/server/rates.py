@@ -1,0 +1,42 @@
+"""How often one client may ask: a bucket of tokens for each address, which fills at a steady rate."""
+
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+from gemma_cli.server.faults import TOO_MANY, Wait
+
+CLIENTS: Final = 10_000
+"""Addresses remembered; of more, those that asked last."""
+
+
+@dataclass(slots=True)
+class _Bucket:
+    tokens: float
+    filled: float
+
+
+class Rate:
+    """per_second: requests from one address. burst: at once, after a rest. clock: seconds that never go back."""
+
+    def __init__(self, per_second: float, burst: float, clock: Callable[[], float]) -> None:
+        self._rate = per_second
+        self._burst = burst
+        self._clock = clock
+        self._buckets: OrderedDict[str, _Bucket] = OrderedDict()
+
+    def refusal(self, client: str) -> Wait | None:
+        """Counts a request; why it is turned away, or None."""
+        now = self._clock()
+        bucket = self._buckets.setdefault(client, _Bucket(self._burst, now))
+        self._buckets.move_to_end(client)
+        if len(self._buckets) > CLIENTS:
+            self._buckets.popitem(last=False)
+        bucket.tokens = min(self._burst, bucket.tokens + (now - bucket.filled) * self._rate)
+        bucket.filled = now
+        if bucket.tokens < 1:
+            wait = (1 - bucket.tokens) / self._rate
+            return Wait(TOO_MANY, f"more than {self._rate:g} requests a second from one address", wait)
+        bucket.tokens -= 1
+        return None
