@@ -39,7 +39,10 @@ A new module gets its place here."""
 
 DOOR = len(LAYERS)
 ABOVE = DOOR + 1
-HEAVY = "openvino onnxruntime tokenizers redis torch sentence_transformers typer huggingface_hub rich starlette mcp opentelemetry"
+HEAVY = (
+    "openvino onnxruntime tokenizers redis torch sentence_transformers typer huggingface_hub rich starlette mcp "
+    "opentelemetry"
+)
 """Libraries that `import gemma_cli.rag` must not load: they are slow to import, or optional."""
 
 

@@ -8,7 +8,6 @@ import { tableToggle } from "./tables.js";
 const HEIGHT = 168;
 const SPOKEN = 60_000; // ms between two texts that a screen reader may speak
 const DASHES = [[], [6, 4], [2, 3], [10, 3, 2, 3], [1, 5], [8, 2]];
-const sync = () => window.uPlot.sync("instruments");
 
 const resolved = new Map();
 
@@ -139,7 +138,6 @@ export class Chart {
       ...labels.map((label, k) => h("li", {}, sample(k, this.stacked), h("span", {}, label), h("b", {}, "–"))),
     );
     this.#plot = new window.uPlot(this.#options(labels), [[], ...labels.map(() => [])], this.picture);
-    sync().sub(this.#plot);
   }
 
   #options(labels) {

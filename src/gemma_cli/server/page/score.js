@@ -90,7 +90,7 @@ let anchored = null;
 function showTip(anchor, content) {
   const tip = byId("tip");
   tip.replaceChildren(content);
-  const host = anchor.closest("dialog") ?? document.body;
+  const host = anchor.closest("dialog") ?? byId("content");
   if (tip.parentNode !== host) host.append(tip);
   if (!tip.matches(":popover-open")) tip.showPopover();
   anchored?.removeAttribute("aria-describedby");
