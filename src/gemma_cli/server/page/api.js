@@ -11,7 +11,7 @@ export class ApiError extends Error {
 export const events = new EventTarget();
 
 /** The JSON that a call answers with, null for 204. Raises ApiError; `offline` is the code where no server answers. */
-export async function call(method, path, body) {
+async function call(method, path, body) {
   const options = { method, headers: {}, credentials: "same-origin" };
   if (body !== undefined) {
     options.body = JSON.stringify(body);

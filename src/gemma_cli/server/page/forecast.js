@@ -2,7 +2,7 @@
 
 import { api } from "./api.js";
 import { byId, h, icon, s, setText } from "./dom.js";
-import { count, day, firstWords, plural, relative, slot } from "./format.js";
+import { count, day, firstWords, isolated, plural, relative, slot } from "./format.js";
 import { openMemory, pin, tierMark } from "./memories.js";
 import { TIERS, tierName } from "./tiers.js";
 import { failed, toast } from "./toasts.js";
@@ -186,7 +186,9 @@ function lossItem({ memory, expires_at: end }, changed) {
         try {
           await pin(memory, true);
           keep.lastChild.textContent = "Kept";
-          toast(`Kept: “${firstWords(memory.content, 40)}”.`, { undo: () => pin(memory, false).then(changed, failed) });
+          toast(`Kept: “${isolated(firstWords(memory.content, 40))}”.`, {
+            undo: () => pin(memory, false).then(changed, failed),
+          });
           changed();
         } catch (error) {
           keep.removeAttribute("aria-disabled");

@@ -80,6 +80,12 @@ export function milliseconds(number) {
   return number >= 1000 ? `${precise(number / 1000)} s` : `${precise(number)} ms`;
 }
 
+/** A foreign text within a sentence: its direction, or an override in it, ends with it. */
+export const isolated = (text) => `\u2068${text}\u2069`;
+
+/** When something leaves; what should have left already is about to. */
+export const leaving = (iso) => (Date.parse(iso) > Date.now() ? `leaves ${relative(iso)}` : "leaving");
+
 /** The first words of a text, on one line. */
 export function firstWords(text, most = 80) {
   const line = text.replace(/\s+/gu, " ").trim();

@@ -1,7 +1,7 @@
 // The samples of the last quarter of an hour, and what can be read from them.
 
 export const SPAN = 900;
-export const BUCKET = 10;
+const BUCKET = 10;
 
 /** Samples, oldest first; `t` of each is its time in seconds. */
 export class History {

@@ -13,6 +13,7 @@ export class Live extends EventTarget {
   #timer = 0;
   #watchdog = 0;
   #sleep = 0;
+  #turn = 0;
   #wait = SHORTEST;
   state = "waiting";
 
@@ -59,6 +60,7 @@ export class Live extends EventTarget {
   }
 
   #close() {
+    this.#turn += 1;
     clearTimeout(this.#timer);
     clearTimeout(this.#watchdog);
     this.#source?.close();
@@ -67,18 +69,19 @@ export class Live extends EventTarget {
 
   async #lost() {
     this.#close();
+    const turn = this.#turn;
     if (this.state !== "locked") this.#become("waiting");
     const wait = this.#wait;
     this.#wait = Math.min(this.#wait * 1.6, LONGEST);
     try {
       await api.hello(); // an EventSource does not tell why it failed
     } catch (error) {
-      if (error instanceof ApiError && error.status === 401) {
+      if (turn === this.#turn && error instanceof ApiError && error.status === 401) {
         this.#become("locked");
         return;
       }
     }
-    clearTimeout(this.#timer);
+    if (turn !== this.#turn) return; // it was opened anew, or put to rest, meanwhile
     this.#timer = setTimeout(() => this.#open(), wait);
   }
 

@@ -2,7 +2,7 @@
 
 import { api } from "./api.js";
 import { byId, h, icon, setText } from "./dom.js";
-import { count, firstWords, moment, percent, plural, relative } from "./format.js";
+import { firstWords, isolated, leaving, moment, percent, plural, relative } from "./format.js";
 import { TIERS, tierName } from "./tiers.js";
 import { failed, openDialog, toast } from "./toasts.js";
 
@@ -62,7 +62,7 @@ async function forget(memory, byKeyboard) {
       failed(error.status === 404 ? new Error("It is too late to take that back.") : error);
     }
   };
-  toast(`Forgotten: “${firstWords(memory.content, 40)}”.`, { undo: undo && back, until, focus: byKeyboard });
+  toast(`Forgotten: “${isolated(firstWords(memory.content, 40))}”.`, { undo: undo && back, until, focus: byKeyboard });
 }
 
 /** Pin, move, forget: the controls of a memory. `current()` is the memory as it is now. */
@@ -112,16 +112,10 @@ function controls(current) {
 
 function facts(memory) {
   const words = [`importance ${percent(memory.importance)}`];
-  if (memory.actor) words.push(`by ${memory.actor}`);
+  if (memory.actor) words.push(`by ${isolated(memory.actor)}`);
   words.push(memory.occurred_at ? `happened ${relative(memory.occurred_at)}` : `stored ${relative(memory.created_at)}`);
   if (memory.access_count) words.push(`recalled ${plural(memory.access_count, "time")}`);
-  words.push(
-    memory.pinned
-      ? "stays while pinned"
-      : memory.expires_at
-        ? `leaves ${relative(memory.expires_at)}`
-        : "stays for ever",
-  );
+  words.push(memory.pinned ? "stays while pinned" : memory.expires_at ? leaving(memory.expires_at) : "stays for ever");
   return words.join(" · ");
 }
 
@@ -257,5 +251,3 @@ export class Browser {
     byId("browse-more").hidden = this.#next === null;
   }
 }
-
-export const shownOf = (shown, all) => (shown < all ? `${count(shown)} of ${count(all)}` : count(all));

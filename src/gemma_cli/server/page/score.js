@@ -4,7 +4,7 @@ import { byId, h, s } from "./dom.js";
 import { part, percent } from "./format.js";
 
 /** The parts of a score: what they are called, and what they say. Their order is that of the bar. */
-export const PARTS = {
+const PARTS = {
   meaning: ["Meaning", "How close the memory's meaning is to the question's (cosine of their vectors)."],
   tokens: ["Tokens", "How well single words of the memory answer single words of the question, each in its context."],
   words: ["Words", "How many of the question's words stand in it, rare words counting more (BM25)."],
@@ -22,7 +22,7 @@ const nameOf = (key) => PARTS[key]?.[0] ?? key;
 const SEEN = 0.005;
 
 /** The parts that show, in the order of PARTS: [[key, value], …]. */
-export function partsOf(explanation) {
+function partsOf(explanation) {
   const order = Object.keys(PARTS);
   return Object.entries(explanation ?? {})
     .filter(([, value]) => Math.abs(value) >= SEEN)
@@ -144,7 +144,7 @@ const WORDS = [
 ];
 
 /** What a confidence means, in words. */
-export const sure = (confidence) =>
+const sure = (confidence) =>
   confidence === null || confidence === undefined
     ? "how likely is not known with this model"
     : WORDS.find(([bound]) => confidence < bound)[1];

@@ -176,7 +176,7 @@ export class Vessels {
   }
 }
 
-export function flash(node) {
+function flash(node) {
   node.classList.remove("flash");
   requestAnimationFrame(() => requestAnimationFrame(() => node.classList.add("flash")));
 }
