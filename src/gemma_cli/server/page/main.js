@@ -34,7 +34,7 @@ live.addEventListener("hello", ({ detail: hello }) => {
   history.load(hello.history ?? []);
   activity.load(hello.activity ?? []);
   setText(byId("where"), [hello.store.namespace, place(hello.store.url)].filter(Boolean).join(" · "));
-  byId("where").title = hello.store.url;
+  byId("where").title = hello.store.url ?? "";
   const built = [
     `gemma-rag ${hello.version}`,
     hello.store.model,
@@ -130,8 +130,9 @@ function line(text) {
   );
 }
 
-/** The end of a store's address, which tells it from others; the whole is its title. */
+/** The end of a store's address, which tells it from others; the whole is its title. Null: not open yet. */
 function place(url) {
+  if (!url) return "";
   const [scheme, rest = ""] = url.split("://");
   return scheme === "sqlite" ? rest.split("/").at(-1) : url;
 }
