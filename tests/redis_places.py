@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from memory_places import WordEmbedder
 
-from gemma_cli.rag import GemmaRagError, PythonRAGBackend, Settings
+from gemma_cli.rag import GemmaRagError, MemoryEntry, PythonRAGBackend, Settings
 from gemma_cli.rag.errors import StoreError
 from gemma_cli.rag.settings_schema import MemorySettings, RedisSettings
 
@@ -44,6 +44,7 @@ Verb = Callable[[PythonRAGBackend, str], Awaitable[Any]]
 
 READS: Final[Mapping[str, Verb]] = {
     "get": lambda backend, memory_id: backend.get_memory(memory_id),
+    "get_several": lambda backend, memory_id: backend.get_memories([memory_id, "nobody"]),
     "list": lambda backend, _: backend.list_memories(),
     "list_tagged": lambda backend, _: backend.list_memories(tags={"tag"}),
     "all": lambda backend, _: backend.all_memories(),
@@ -63,7 +64,13 @@ WRITES: Final[Mapping[str, Verb]] = {
     "store_batch": lambda backend, _: backend.store_memories([{"content": "fig"}, {"content": "plum"}]),
     "update": lambda backend, memory_id: backend.update_memory(memory_id, importance=0.9),
     "rewrite": lambda backend, memory_id: backend.update_memory(memory_id, content="apple and quince"),
+    "relocate": lambda backend, memory_id: backend.update_memory(
+        memory_id, content="apple tart", memory_type="long_term", expires_at=backend.now() + 86_400
+    ),
     "promote": lambda backend, memory_id: backend.promote_memory(memory_id, "episodic"),
+    "replace": lambda backend, memory_id: backend.store_memories(
+        [MemoryEntry("apple crumble", "semantic", id=memory_id)], replaces=[memory_id]
+    ),
     "delete": lambda backend, memory_id: backend.delete_memory(memory_id),
     "consolidate": lambda backend, _: backend.promote_deserving(),
     "cleanup": lambda backend, _: backend.cleanup_expired(),

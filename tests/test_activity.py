@@ -12,7 +12,7 @@ from memory_places import STORE_KINDS, Place, WordEmbedder, settings_with
 from servers import shared
 from test_processes import child
 
-from gemma_cli.rag import PythonRAGBackend, StoreLostError, activity
+from gemma_cli.rag import MemoryEntry, PythonRAGBackend, StoreLostError, activity
 from gemma_cli.rag.activity import Activity, ActivityWatcher, EventKind, MemoryEvent
 from gemma_cli.rag.memory import TIERS, MemoryTier
 from gemma_cli.rag.stores.base import Observable
@@ -266,6 +266,70 @@ async def test_chunks_of_a_changed_document_are_forgotten(place, clock, tmp_path
     assert before.keys() - after
     assert {kind for kind, memory_id in kinds(found) if memory_id in after - before.keys()} == {"stored"}
     assert not [event for event in found.events if event.kind is EventKind.EVICTED]
+
+
+async def test_an_update_that_moves_is_a_move(place, clock):
+    """Told as one with the new importance and text; who had to leave the new tier was evicted."""
+    backend = await place.open(clock=clock, settings=settings_with(semantic_capacity=1))
+    low = await backend.store_memory("of no weight", "semantic", importance=0.1)
+    memory_id = await backend.store_memory("the lamp", "working", importance=0.3)
+    watcher = await watching(backend)
+    await backend.update_memory(memory_id, memory_type="semantic", importance=0.4, content="the fog horn")
+    found = await watcher.look()
+    assert list(found.events) == [
+        MemoryEvent(clock(), EventKind.EVICTED, low, SEMANTIC, 0.1),
+        MemoryEvent(clock(), EventKind.MOVED, memory_id, SEMANTIC, 0.4, WORKING, "the fog horn"),
+    ]
+    assert (found.counts, found.arrived, found.left) == (
+        moved(semantic=1),
+        moved(semantic=1),
+        moved(working=1, semantic=1),
+    )
+
+
+async def test_an_end_of_its_own_is_told_when_it_comes(place, clock):
+    """A memory whose end was brought forward, or given where there was none, fades then."""
+    backend = await place.open(clock=clock)
+    ids = [await backend.store_memory("note", tier) for tier in ("working", "semantic")]
+    watcher = await watching(backend)
+    for memory_id in ids:
+        await backend.update_memory(memory_id, expires_at=clock() + 60)
+    clock.tick(59)
+    assert kinds(await watcher.look()) == [("updated", memory_id) for memory_id in ids]
+    clock.tick(1)
+    assert sorted(kinds(await watcher.look())) == sorted(("faded", memory_id) for memory_id in ids)
+
+
+async def test_what_is_replaced_under_its_own_id_is_updated_or_moved(place, clock):
+    """One event, as for an update; what leaves with it is forgotten, and has made no room for it."""
+    backend = await place.open(clock=clock)
+    first, second, third = await backend.store_memories([{"content": "one"}, {"content": "two"}, {"content": "three"}])
+    watcher = await watching(backend)
+    item = MemoryEntry("one anew", "short_term", 0.7, id=first)
+    await backend.store_memories([item], replaces=[first, second])
+    found = await watcher.look()
+    assert kinds(found) == [("forgotten", second), ("updated", first)]
+    assert (found.counts, found.left) == (moved(short_term=2), moved(short_term=1))
+    await backend.store_memories([MemoryEntry("three anew", "semantic", id=third)], replaces=[third])
+    found = await watcher.look()
+    assert list(found.events) == [MemoryEvent(clock(), EventKind.MOVED, third, SEMANTIC, 0.5, SHORT_TERM, "three anew")]
+    assert (found.counts, found.arrived, found.left) == (
+        moved(short_term=1, semantic=1),
+        moved(semantic=1),
+        moved(short_term=1),
+    )
+
+
+async def test_what_had_faded_and_came_again_is_told_both(place, clock):
+    """A memory stored under the id of one whose time had come is a new one."""
+    backend = await place.open(clock=clock)
+    gone = await backend.store_memory("yesterday", "working")
+    watcher = await watching(backend)
+    clock.tick(QUARTER)
+    await backend.store_memories([MemoryEntry("today", "working", id=gone)], replaces=[gone])
+    found = await watcher.look()
+    assert kinds(found) == [("faded", gone), ("stored", gone)]
+    assert found.counts == moved(working=1)
 
 
 async def test_a_number_given_again_is_another_memory(place, clock):

@@ -6,7 +6,7 @@ from collections import UserDict
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import pytest
 from command_runs import ROOT, run_python
@@ -36,7 +36,6 @@ from gemma_cli.rag import (
     PythonRAGBackend,
     Settings,
 )
-from gemma_cli.rag.stores.base import Filter, Update
 
 pytestmark = pytest.mark.anyio
 
@@ -571,21 +570,45 @@ async def test_prolonging_touches_nothing_that_came_meanwhile(
     assert await rows(backend) == 1
 
 
-@pytest.mark.parametrize("healer", ["get", "sweep"])
-async def test_what_was_left_half_prolonged_expires_after_all(
-    store: GemmaRagStore, backend: PythonRAGBackend, clock: Clock, healer: str
-) -> None:
-    """A process that dies between the two steps of prolonging leaves a pin, which the next read or sweep takes off."""
-    await store.aput(LEA, "a", {"v": 1}, ttl=1)
-    [memory_id, *_] = items.ids_of(LEA, "a", True)
-    await backend._repository.store.update(memory_id, Update(pinned=True), backend.rules, clock())
+async def test_what_somebody_pins_stays(store: GemmaRagStore, backend: PythonRAGBackend, clock: Clock) -> None:
+    """An item or a text of it that is pinned through another door outlives its TTL, and reading takes no pin off."""
+    await store.aput(LEA, "a", {"one": "violin", "two": "tea"}, index=["one", "two"], ttl=1)
+    first, second, *_ = items.ids_of(LEA, "a", True)
+    await backend.update_memory(second, pinned=True)
+    clock.tick(59)
+    assert await store.aget(LEA, "a") is not None
+    clock.tick(59)
+    await backend.update_memory(first, pinned=True)
+    assert keys(await store.asearch(LEA, query="violin")) == ["a"]
     clock.tick(1_000)
-    if healer == "get":
-        assert await store.aget(LEA, "a", refresh_ttl=False) is not None
-    else:
-        await store.sweep_ttl()
-    clock.tick(61)
-    assert await store.aget(LEA, "a") is None
+    assert await store.aget(LEA, "a") is not None
+    assert await store.sweep_ttl() == 0
+    found = await backend.get_memories([first, second])
+    assert [(entry.pinned, entry.expires_at) for entry in found if entry] == [(True, None)] * 2
+
+
+async def test_prolonging_is_one_change_of_each_memory(store: GemmaRagStore, backend: PythonRAGBackend) -> None:
+    """A process that dies while it prolongs an item leaves each of its memories prolonged or as it was."""
+
+    async def changes() -> int:
+        token = await backend.change_token()
+        return token if token.bit_length() < 64 else token >> 64  # on Redis the change's nonce stands behind its number
+
+    await store.aput(LEA, "a", {"one": "violin", "two": "tea"}, index=["one", "two"], ttl=1)
+    before = await changes()
+    await store.aget(LEA, "a")
+    assert await changes() == before + 2
+
+
+async def test_a_listing_goes_on_where_items_go(store: GemmaRagStore, backend: PythonRAGBackend) -> None:
+    """Items that are deleted while a namespace is read, page by page, are no error and take no other with them."""
+    for number in range(6):
+        await store.aput(LEA, f"k{number}", {"n": number})
+    found = []
+    async for item in store._shelf.below(LEA, 2):
+        found.append(item.mark.key)
+        await store.adelete(LEA, item.mark.key)
+    assert sorted(found) == [f"k{number}" for number in range(6)]
 
 
 async def test_a_tier_that_promotes_has_no_ttl(place: Place) -> None:
@@ -615,7 +638,7 @@ async def test_items_are_never_dropped_for_room(place: Place) -> None:
         await store.aput(LEA, "k5", {"n": 5})
     await store.aput(LEA, "k4", {"n": "replaced"})
     assert sorted(keys(await store.asearch(LEA))) == [f"k{n}" for n in range(5)]
-    assert all(entry.pinned for entry in await backend._repository.all(Filter()))
+    assert all(entry.pinned for entry in await backend.all_memories())
     await store.aclose()
 
 
@@ -670,6 +693,76 @@ def test_a_program_without_an_event_loop_has_a_store(tmp_path: Path) -> None:
         assert store.list_namespaces() == [LEA]
     with pytest.raises(InvalidInputError, match=r"^tier"), GemmaRagStore.sync_from_url("memory://", tier="none"):
         pass
+
+
+def test_another_event_loop_is_served_too(tmp_path: Path) -> None:
+    """A store whose loop runs in another thread answers this one's asynchronous calls; once closed, it says so."""
+
+    async def used(store: GemmaRagStore) -> None:
+        await asyncio.gather(*(store.aput(LEA, name, {"text": f"violin {name}"}) for name in "abc"))
+        assert keys(await store.asearch(LEA, query="violin b", limit=1)) == ["b"]
+        assert await store.alist_namespaces() == [LEA]
+        await store.adelete(LEA, "b")
+        assert await store.abatch([GetOp(LEA, "b")]) == [await store.aget(LEA, "b")] == [None]
+        with pytest.raises(InvalidInputError, match=r"^limit"):
+            await store.asearch(LEA, limit=-1)
+
+    with GemmaRagStore.sync_from_url(f"sqlite:///{tmp_path}/memory.db", embedder=WordEmbedder()) as store:
+        asyncio.run(used(store))
+    with pytest.raises(BackendStateError, match="closed"):
+        asyncio.run(used(store))
+
+
+# In a compiled graph
+
+
+def graph(asynchronous: bool) -> Any:
+    """A graph of two nodes without a model: one stores what the state says, one finds what answers a question."""
+    state_graph = pytest.importorskip("langgraph.graph").StateGraph
+    from langgraph.config import get_store
+
+    def keep(state: dict[str, Any]) -> dict[str, Any]:
+        get_store().put(("users", state["user"]), "key", {"text": state["say"]})
+        return {}
+
+    def look(state: dict[str, Any]) -> dict[str, Any]:
+        found = get_store().search(("users", state["user"]), query=state["ask"], limit=1)
+        return {"found": [item.value["text"] for item in found]}
+
+    async def akeep(state: dict[str, Any]) -> dict[str, Any]:
+        await get_store().aput(("users", state["user"]), "key", {"text": state["say"]})
+        return {}
+
+    async def alook(state: dict[str, Any]) -> dict[str, Any]:
+        found = await get_store().asearch(("users", state["user"]), query=state["ask"], limit=1)
+        return {"found": [item.value["text"] for item in found]}
+
+    builder = state_graph(TypedDict("State", {"user": str, "say": str, "ask": str, "found": list[str]}))
+    builder.add_node("keep", akeep if asynchronous else keep)
+    builder.add_node("look", alook if asynchronous else look)
+    builder.add_edge("__start__", "keep")
+    builder.add_edge("keep", "look")
+    return builder
+
+
+def asked(user: str) -> dict[str, str]:
+    return {"user": user, "say": f"the violin of {user}", "ask": "violin"}
+
+
+@pytest.mark.parametrize("asynchronous", [True, False], ids=["asynchronous", "synchronous"])
+async def test_the_nodes_of_a_graph_share_the_store(store: GemmaRagStore, asynchronous: bool) -> None:
+    """What one node stores the next one finds, for each of several users at once, with nodes of either kind."""
+    compiled = graph(asynchronous).compile(store=store)
+    ended = await asyncio.gather(*(compiled.ainvoke(asked(user)) for user in ("lea", "tom")))
+    assert [state["found"] for state in ended] == [["the violin of lea"], ["the violin of tom"]]
+
+
+def test_a_graph_without_an_event_loop_has_the_store(tmp_path: Path) -> None:
+    """A compiled graph that is invoked synchronously uses `sync_from_url`'s store, and awaited it does so too."""
+    with GemmaRagStore.sync_from_url(f"sqlite:///{tmp_path}/memory.db", embedder=WordEmbedder()) as store:
+        assert graph(False).compile(store=store).invoke(asked("lea"))["found"] == ["the violin of lea"]
+        ended = asyncio.run(graph(True).compile(store=store).ainvoke(asked("tom")))
+        assert ended["found"] == ["the violin of tom"]
 
 
 async def test_what_a_store_is_made_from_is_checked(place: Place) -> None:

@@ -199,6 +199,7 @@ async def test_a_repeated_write_has_the_answer_that_was_lost(own_server: Server,
         moved = await answer_lost(backend.promote_deserving())
         assert {"->".join(move): count for move, count in moved.items()} == {"short_term->long_term": 1}
         assert (await answer_lost(backend.update_memory(due, importance=0.5))).importance == 0.5
+        assert (await answer_lost(backend.update_memory(due, memory_type="episodic"))).tier == "episodic"
         pear = await answer_lost(backend.store_memory("pear", "semantic"))
         assert [entry.id for entry in await direct.list_memories("semantic")] == [pear]
         assert await answer_lost(backend.delete_memory(apple)) is True
@@ -260,7 +261,7 @@ async def test_a_full_server_refuses_what_is_new_and_lets_go_of_what_is_old(serv
         )
         server.ask("CONFIG", "SET", "maxmemory", int(server.info()["used_memory"]) - 2_000_000)
         before = await state_of(backend)
-        for name in ("store", "store_batch", "update", "rewrite"):
+        for name in ("store", "store_batch", "update", "rewrite", "relocate"):
             assert isinstance(await failure_of(WRITES[name](backend, apple)), StoreFullError)
             assert await state_of(backend) == before
         async with backend_on(server.url) as another:
@@ -332,7 +333,7 @@ async def test_a_server_that_becomes_a_replica_takes_no_write(own_server: Server
         before = await state_of(backend)
         own_server.ask("CONFIG", "SET", "replica-serve-stale-data", "yes")
         own_server.ask("REPLICAOF", HOST, free_port())  # nobody is there, so it keeps what it has
-        changing = ("store", "store_batch", "update", "rewrite", "promote", "delete")
+        changing = ("store", "store_batch", "update", "rewrite", "relocate", "promote", "replace", "delete")
         for error in (await failures_of(backend, apple, {name: WRITES[name] for name in changing})).values():
             assert isinstance(error, StoreUnavailableError)
         assert not await backend_on(own_server.url, limit=LIMIT + 0.1).initialize()  # on connections of its own

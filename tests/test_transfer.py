@@ -10,6 +10,7 @@ import pytest
 from memory_places import WordEmbedder, settings_with
 
 from gemma_cli.rag import DocumentError, DocumentNotFoundError, PythonRAGBackend
+from gemma_cli.rag.ingestion import documents_in
 
 pytestmark = pytest.mark.anyio
 
@@ -174,3 +175,16 @@ async def test_an_empty_export_can_be_imported(backend, tmp_path):
     """Nothing goes out, nothing comes in, and neither is an error."""
     assert await backend.export_memories(tmp_path / "all.jsonl") == 0
     assert await backend.import_memories(tmp_path / "all.jsonl") == 0
+
+
+async def test_an_export_is_no_document(backend, tmp_path):
+    """Looking through a directory for documents passes an export over; named as a document, it is refused with what to
+    do, and nothing is stored."""
+    notes, lines = tmp_path / "notes.txt", tmp_path / "all.txt"
+    notes.write_text("The lamp is lit at nine.")
+    await backend.store_memory("The ferry leaves at six.")
+    await backend.export_memories(lines)
+    assert list(documents_in([tmp_path])) == [notes]
+    with pytest.raises(DocumentError, match="gemma-rag import"):
+        await backend.ingest_document(lines)
+    assert sum((await backend.get_memory_stats()).values()) == 1

@@ -214,7 +214,7 @@ async def test_a_bad_value_is_refused_by_name_and_stores_nothing(place, given, n
         await backend.store_memory(**given)
     with pytest.raises(InvalidInputError, match=rf"^items\[1\]: {name}"):
         await backend.store_memories([{"content": "fine"}, given])
-    if "." not in name and name != "memory_type":
+    if "." not in name:
         argument = given[name]
         if not (name in ("actor", "session") and argument is None):
             with pytest.raises(InvalidInputError, match=rf"^{name}"):
@@ -308,6 +308,15 @@ BAD_CALLS = {
     "id empty": (lambda b: b.get_memory(""), "memory_id"),
     "id not text": (lambda b: b.delete_memory(7), "memory_id"),
     "id of an update": (lambda b: b.update_memory(None, importance=0.1), "memory_id"),
+    "update end": (lambda b: b.update_memory("x", expires_at="soon"), "expires_at"),
+    "update end in the past": (lambda b: b.update_memory("x", expires_at=1.0), "expires_at"),
+    "update end no moment": (lambda b: b.update_memory("x", expires_at=True), "expires_at"),
+    "ids a text": (lambda b: b.get_memories("abc"), "ids"),
+    "ids no list": (lambda b: b.get_memories(7), "ids"),
+    "ids not text": (lambda b: b.get_memories(["a", 7]), r"ids\[1\]"),
+    "replaces a text": (lambda b: b.store_memories([], replaces="abc"), "replaces"),
+    "replaces None": (lambda b: b.store_memories([], replaces=None), "replaces"),
+    "replaces an empty id": (lambda b: b.store_memories([{"content": "x"}], replaces=["a", ""]), r"replaces\[1\]"),
     "update content": (lambda b: b.update_memory("x", content=None), "content"),
     "promote to nowhere": (lambda b: b.promote_memory("x", "nowhere"), "to_tier"),
     "items None": (lambda b: b.store_memories(None), "items"),

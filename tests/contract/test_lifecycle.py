@@ -28,6 +28,7 @@ VERBS = {
     "get_memory": lambda b: b.get_memory("x"),
     "list_memories": lambda b: b.list_memories(),
     "update_memory": lambda b: b.update_memory("x", importance=0.1),
+    "get_memories": lambda b: b.get_memories(["x"]),
     "update_content": lambda b: b.update_memory("x", content="y"),
     "delete_memory": lambda b: b.delete_memory("x"),
     "promote_memory": lambda b: b.promote_memory("x", "semantic"),

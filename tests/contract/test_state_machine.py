@@ -14,10 +14,11 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 from memory_places import STORE_KINDS, WordEmbedder, settings_with
 
-from gemma_cli.rag import CapacityError, MemoryEntry, MemoryTier, PythonRAGBackend
+from gemma_cli.rag import CapacityError, InvalidInputError, MemoryEntry, MemoryTier, PythonRAGBackend
 from gemma_cli.rag.memory import relevance
 
 START = 1_767_225_600.0
+KEEP = "keep"
 CAPACITIES = {"working": 3, "short_term": 4, "episodic": 3, "long_term": 4, "semantic": 5}
 SETTINGS = settings_with(**{f"{tier}_capacity": capacity for tier, capacity in CAPACITIES.items()})
 RULES = SETTINGS.memory.tier_rules()
@@ -52,9 +53,13 @@ class Model:
     def live(self, now):
         return {i: r for i, r in self.records.items() if r.expires is None or r.expires > now}
 
-    def put(self, entries, now):
+    def put(self, entries, now, replaces=()):
+        for i in set(replaces) & self.live(now).keys():
+            del self.records[i]
         fresh = set()
         for entry in entries:
+            if entry.id in self.live(now):
+                raise InvalidInputError("id")
             self.stored += 1
             expires = None if entry.pinned else RULES.policies[entry.tier].expiry(now)
             self.records[entry.id] = Record(
@@ -122,6 +127,25 @@ class Model:
                 moved.update(moving)
         return moves
 
+    def update(self, i, now, importance, pinned, tier, end):
+        """Whether it is there; `end` is in seconds from now, None for never, KEEP for what the rest makes of it."""
+        record = self.live(now).get(i)
+        if record is None:
+            return False
+        tier = record.tier if tier is None else tier
+        if (end not in (KEEP, None) and pinned) or (end is None and not pinned and RULES.policies[tier].ttl):
+            raise InvalidInputError("expires_at")
+        starts = tier is not record.tier or record.pinned
+        moves, record.tier = tier is not record.tier, tier
+        record.importance, record.pinned = importance, pinned
+        if end != KEEP:
+            record.expires = None if end is None else now + end
+        elif pinned or starts:
+            record.expires = None if pinned else RULES.policies[tier].expiry(now)
+        if moves:
+            self.make_room(tier, {i}, now)
+        return True
+
     def move(self, i, tier, now):
         if i not in self.live(now) or self.records[i].tier is tier:
             return False
@@ -170,19 +194,19 @@ class Memories(RuleBasedStateMachine):
     async def outcome(self, verb):
         try:
             return await verb
-        except CapacityError:
-            return CapacityError
+        except (CapacityError, InvalidInputError) as error:
+            return type(error)
 
     def expected(self, change):
-        """What `change` gives on the model; a CapacityError leaves the model as it was."""
+        """What `change` gives on the model; an error leaves the model as it was."""
         before = copy.deepcopy(self.model.records)
         try:
             return change()
-        except CapacityError:
+        except (CapacityError, InvalidInputError) as error:
             self.model.records = before
-            return CapacityError
+            return type(error)
 
-    def make(self, tier, importance, words, pinned):
+    def make(self, tier, importance, words, pinned, **more):
         self.count += 1
         # No two memories matter the same, so that the order of leaving is never a matter of chance.
         return MemoryEntry(
@@ -191,6 +215,7 @@ class Memories(RuleBasedStateMachine):
             min(importance + 1e-6 * self.count, 1.0),
             pinned=pinned,
             created_at=datetime.fromtimestamp(self.now, UTC),
+            **more,
         )
 
     entries = st.tuples(
@@ -212,6 +237,25 @@ class Memories(RuleBasedStateMachine):
         assert self.each(lambda b: b.store_memories(batch)) == (expected or ids)
         self.ids += ids
 
+    @rule(
+        given=st.lists(entries, max_size=3),
+        own=st.lists(st.none() | places, min_size=3, max_size=3),
+        others=st.lists(places, max_size=3),
+        leave=st.integers(0, 9).map(lambda n: n > 0),
+    )
+    def replace(self, given, own, others, leave):
+        """Some items have ids that are there, and most times these leave; others leave too."""
+        taken = [None if place is None or not self.ids else self.pick(place) for place in own]
+        batch = [
+            self.make(*parts, **({} if memory_id is None else {"id": memory_id}))
+            for parts, memory_id in zip(given, taken, strict=False)
+        ]
+        replaces = [self.pick(place) for place in others] + [memory_id for memory_id in taken if memory_id and leave]
+        ids = [entry.id for entry in batch]
+        expected = self.expected(lambda: self.model.put(batch, self.now, replaces))
+        assert self.each(lambda b: b.store_memories(batch, replaces=replaces)) == (expected or ids)
+        self.ids += [memory_id for memory_id in ids if memory_id not in self.ids]
+
     @rule(place=places)
     def delete(self, place):
         memory_id = self.pick(place)
@@ -226,21 +270,37 @@ class Memories(RuleBasedStateMachine):
         expected = self.expected(lambda: self.model.move(memory_id, tier, self.now))
         assert self.each(lambda b: b.promote_memory(memory_id, tier)) is expected
 
-    @rule(place=places, importance=st.floats(0, 0.99), pinned=st.booleans())
-    def update(self, place, importance, pinned):
+    @rule(
+        place=places,
+        importance=st.floats(0, 0.99),
+        pinned=st.booleans(),
+        tier=st.none() | st.sampled_from(MemoryTier),
+        end=st.sampled_from([KEEP, KEEP, KEEP, None, 300.0, 172_800.0]),
+    )
+    def update(self, place, importance, pinned, tier, end):
         memory_id = self.pick(place)
         self.count += 1
-        importance = min(importance + 1e-6 * self.count, 1.0)
-        record = self.model.live(self.now).get(memory_id)
-        changed = self.each(lambda b: b.update_memory(memory_id, importance=importance, pinned=pinned))
-        assert (changed is None) is (record is None)
-        if record is not None:
-            record.importance = importance
-            if pinned:
-                record.expires = None
-            elif record.pinned:
-                record.expires = RULES.policies[record.tier].expiry(self.now)
-            record.pinned = pinned
+        changes = {"importance": min(importance + 1e-6 * self.count, 1.0), "pinned": pinned}
+        expected = self.expected(lambda: self.model.update(memory_id, self.now, **changes, tier=tier, end=end))
+        if tier is not None:
+            changes["memory_type"] = tier
+        if end != KEEP:
+            changes["expires_at"] = None if end is None else self.now + end
+        assert self.each(lambda b: self.updated(b, memory_id, changes)) == expected
+
+    async def updated(self, backend, memory_id, changes):
+        """Whether it was there; what the update tells of it is what is there then."""
+        entry = await backend.update_memory(memory_id, **changes)
+        assert entry == await backend.get_memory(memory_id)
+        return entry is not None
+
+    @rule(places=st.lists(places, max_size=5))
+    def read(self, places):
+        ids = [self.pick(place) for place in places]
+        found = self.each(lambda b: b.get_memories(ids))
+        live = self.model.live(self.now)
+        contents = [live[i].content if i in live else None for i in ids]
+        assert [entry and entry.content for entry in found] == contents
 
     @rule(
         words=st.lists(st.sampled_from(WORDS), min_size=1, max_size=2),
@@ -277,7 +337,11 @@ class Memories(RuleBasedStateMachine):
     @rule()
     def clean_up(self):
         live = self.model.live(self.now)
-        assert self.each(lambda b: b.cleanup_expired()) == len(self.model.records) - len(live)
+        expired = len(self.model.records) - len(live)
+        for name, backend in self.backends.items():
+            removed = self.runner.run(backend.cleanup_expired())
+            # Where a tier makes room, Redis removes the expired of the others too.
+            assert removed <= expired if name in ("redis", "cluster") else removed == expired
         self.model.records = live
 
     @rule(seconds=st.sampled_from([1.0, 600.0, 3_000.0, 86_400.0, 5 * 86_400.0]))

@@ -1,6 +1,5 @@
 """What was said, as memories: each message has one id in every process, so that it is stored once whoever brings it."""
 
-import asyncio
 import json
 import re
 import uuid
@@ -54,7 +53,7 @@ async def known(backend: PythonRAGBackend, ids: Iterable[str]) -> dict[str, Memo
     found = {}
     waiting = list(ids)
     for start in range(0, len(waiting), ASKED_TOGETHER):
-        for entry in await asyncio.gather(*map(backend.get_memory, waiting[start : start + ASKED_TOGETHER])):
+        for entry in await backend.get_memories(waiting[start : start + ASKED_TOGETHER]):
             if entry is not None:
                 found[entry.id] = entry.tier
     return found

@@ -1,15 +1,13 @@
 """LangGraph items in a backend: what is read and written for them."""
 
 from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
-from datetime import timedelta
 from typing import Any, Final
 
 from gemma_cli.integrations import langgraph_items as items
 from gemma_cli.integrations.langgraph_items import Mark, Namespace, Stored
-from gemma_cli.rag import MemoryEntry, MemoryTier, PythonRAGBackend, TierRules
-from gemma_cli.rag.repository import MemoryRepository
-from gemma_cli.rag.stores.base import Filter, Update
+from gemma_cli.rag import InvalidInputError, MemoryEntry, MemoryTier, PythonRAGBackend
 
 Place = tuple[Namespace, str]
 """Where an item is: its namespace and its key."""
@@ -23,6 +21,9 @@ pages of one ranking fit together."""
 
 DEEPER: Final = 8
 """How many times as many are ranked where too few items pass a filter."""
+
+
+SECONDS_PER_MINUTE: Final = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,47 +47,37 @@ class Shelf:
         self.tier = tier
         self._namespaces: tuple[int, float, frozenset[Namespace]] | None = None
 
-    @property
-    def _repository(self) -> MemoryRepository:
-        # The backend has no verb that replaces several memories in one step, nor one that reads several by their ids.
-        return self.backend._repository
-
     async def held(self, places: Sequence[Place]) -> dict[Place, Held]:
         """Those of the items that are there."""
         ids = [items.ids_of(*place, fleeting)[0] for place in places for fleeting in (False, True)]
-        if not ids:
-            return {}
         found = {}
-        for entry in await self._repository.store.get(ids, self.backend.now()):
+        for entry in await self.backend.get_memories(ids):
             if entry is not None and (mark := Mark.read(entry)) is not None and mark.value is not None:
                 found[mark.namespace, mark.key] = Held(entry, mark)
         return found
 
     async def put(self, stored: Sequence[Stored], gone: Sequence[Place]) -> None:
         """Stores items in the place of those with their keys, and removes others, in one transaction."""
-        backend = self.backend
         places = [*gone, *((item.namespace, item.key) for item in stored)]
         replaces = [
             memory_id for place in places for fleeting in (False, True) for memory_id in items.ids_of(*place, fleeting)
         ]
-        now = backend.now()
-        entries = [backend._intake.given(entry, now) for item in stored for entry in item.memories(self.tier)]
-        await self._repository.put(entries, replaces=replaces)
-        await backend._index_new_tokens([entry.id for entry in entries if items.INDEXED in entry.tags])
+        entries = [entry for item in stored for entry in item.memories(self.tier)]
+        await self.backend.store_memories(entries, replaces=replaces)
 
     async def below(self, prefix: Namespace, step: int, *tags: str) -> AsyncIterator[Held]:
         """Every item below a namespace whose memory has the tags, the ones put last first, read `step` at a time."""
-        wanted = Filter(tags=items.tags_below(prefix, items.ITEM, *tags))
-        after = None
+        wanted = items.tags_below(prefix, items.ITEM, *tags)
+        after: MemoryEntry | None = None
         while True:
-            page = await self._repository.store.page(wanted, self.backend.now(), limit=step, after=after)
+            page = await self.backend.list_memories(limit=step, after=after, tags=wanted)
             for entry in page:
                 mark = Mark.read(entry)
                 if mark is not None and mark.value is not None and mark.below(prefix):
                     yield Held(entry, mark)
             if len(page) < step:
                 return
-            after = (page[-1].created_at.timestamp(), page[-1].id)
+            after = page[-1]
 
     async def listed(
         self, prefix: Namespace, conditions: Mapping[str, Any] | None, wanted: int, *tags: str
@@ -149,26 +140,10 @@ class Shelf:
         return known
 
     async def prolong(self, mark: Mark) -> None:
-        """Starts an item's lifetime anew. A store starts one where a pin is taken off, so each memory is pinned for a
-        moment; one that was put or deleted meanwhile is not touched."""
+        """Starts an item's lifetime anew. What was put or deleted meanwhile is not touched."""
         if mark.ttl is None:
             return
-        store, now = self._repository.store, self.backend.now()
-        rules = _living(self.backend.rules, mark.ttl)
+        end = self.backend.now() + mark.ttl * SECONDS_PER_MINUTE
         for memory_id in mark.ids:
-            if await store.update(memory_id, Update(pinned=True), rules, now) is not None:
-                await store.update(memory_id, Update(pinned=False), rules, now)
-
-    async def sweep(self) -> int:
-        """Removes what has expired, and prolongs what a process left pinned that died while it prolonged it."""
-        stuck = Filter(tags=frozenset((items.ITEM, items.FLEETING)), pinned=True)
-        for entry in await self._repository.all(stuck):
-            if (mark := Mark.read(entry)) is not None:
-                await self.prolong(mark)
-        return await self.backend.cleanup_expired()
-
-
-def _living(rules: TierRules, minutes: float) -> TierRules:
-    """The rules with another lifetime in every tier."""
-    lifetime = timedelta(minutes=minutes)
-    return replace(rules, policies={tier: replace(policy, ttl=lifetime) for tier, policy in rules.policies.items()})
+            with suppress(InvalidInputError):  # somebody has pinned it, so that it never expires
+                await self.backend.update_memory(memory_id, expires_at=end)

@@ -1,11 +1,12 @@
 """`GemmaRagStore`: the memory as a store for LangGraph, exact by namespace and key, ranked as recall ranks."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager
 from datetime import datetime
-from typing import Any, Literal, Self
+from functools import wraps
+from typing import Any, Concatenate, Final, Literal, ParamSpec, Self, TypeVar
 
 from gemma_cli.integrations import langgraph_items as items
 from gemma_cli.integrations.langgraph_items import Namespace, Stored
@@ -39,6 +40,28 @@ from langgraph.store.base import (  # isort: skip  after langgraph_items, which 
 )
 from langgraph.store.base.batch import AsyncBatchedBaseStore  # isort: skip
 
+CLOSED: Final = "the store is closed; make a new one"
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def _from_any_loop(
+    method: Callable[Concatenate["GemmaRagStore", P], Coroutine[Any, Any, T]],
+) -> Callable[Concatenate["GemmaRagStore", P], Coroutine[Any, Any, T]]:
+    """Awaited in another event loop than the store's, the method runs in the store's own all the same: its queue is
+    for one loop."""
+
+    @wraps(method)
+    async def call(self: "GemmaRagStore", /, *args: P.args, **kwargs: P.kwargs) -> T:
+        if asyncio.get_running_loop() is self._loop:
+            return await method(self, *args, **kwargs)
+        if self._closed or self._loop.is_closed():
+            raise BackendStateError(CLOSED)
+        return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(method(self, *args, **kwargs), self._loop))
+
+    return call
+
 
 class GemmaRagStore(AsyncBatchedBaseStore):
     """A `BaseStore` over a backend. Make it where an event loop runs, with a backend that is open; the backend is not
@@ -50,8 +73,9 @@ class GemmaRagStore(AsyncBatchedBaseStore):
     ttl: `default_ttl` (minutes) and `refresh_on_read`. Expired items are never shown, whatever `omit_expired` says.
     tier: where items stand and whose capacity they take up.
 
-    Calls made at the same time share one transaction and one pass of the model. Calls of the synchronous methods are
-    served from other threads only; in the loop's own thread they raise `asyncio.InvalidStateError`.
+    Calls made at the same time share one transaction and one pass of the model. The asynchronous methods work in any
+    event loop, as long as the store's own runs. Calls of the synchronous methods are served from other threads only; in
+    the loop's own thread they raise `asyncio.InvalidStateError`.
 
     An item without a TTL is pinned: it neither expires nor makes room for others, and a put that finds the tier full of
     pinned memories raises `CapacityError`. One with a TTL expires, and leaves earlier only if its tier overflows.
@@ -168,11 +192,16 @@ class GemmaRagStore(AsyncBatchedBaseStore):
 
     def _ensure_task(self) -> None:
         if self._closed:
-            raise BackendStateError("the store is closed; make a new one")
+            raise BackendStateError(CLOSED)
         super()._ensure_task()
 
     # What is wrong with a call is told before it is queued, where it would fail the calls beside it too.
 
+    aget = _from_any_loop(AsyncBatchedBaseStore.aget)
+    adelete = _from_any_loop(AsyncBatchedBaseStore.adelete)
+    alist_namespaces = _from_any_loop(AsyncBatchedBaseStore.alist_namespaces)
+
+    @_from_any_loop
     async def aput(
         self,
         namespace: Namespace,
@@ -185,6 +214,7 @@ class GemmaRagStore(AsyncBatchedBaseStore):
         self._check(PutOp(namespace, key, value, index, None if isinstance(ttl, NotProvided) else ttl))
         await super().aput(namespace, key, value, index, ttl=ttl)  # type: ignore[arg-type]  # None deletes, as in an op
 
+    @_from_any_loop
     async def asearch(
         self,
         namespace_prefix: Namespace,
@@ -282,10 +312,9 @@ class GemmaRagStore(AsyncBatchedBaseStore):
         return sorted(found)[op.offset : op.offset + op.limit]
 
     async def _refresh(self, read: Iterable[Held], wanted: bool) -> None:
-        """Starts lifetimes anew; in any case those of items that a process left pinned that died over it."""
-        for item in read:
-            if item.mark.ttl is not None and (wanted or item.entry.pinned):
-                await self._shelf.prolong(item.mark)
+        """Starts lifetimes anew where that is wanted."""
+        for item in read if wanted else ():
+            await self._shelf.prolong(item.mark)
 
     async def _put(self, puts: Mapping[Place, PutOp]) -> None:
         if not puts:
@@ -306,7 +335,7 @@ class GemmaRagStore(AsyncBatchedBaseStore):
     async def sweep_ttl(self) -> int:
         """Removes expired memories from the disk and says how many. No call shows them in any case; the backend's own
         clean-up does the same."""
-        return await self._shelf.sweep()
+        return await self._shelf.backend.cleanup_expired()
 
 
 def _place(op: GetOp | PutOp) -> Place:

@@ -101,8 +101,9 @@ class ActivityWatcher:
     How exact it is: whatever happens to a memory between two looks is one event (two moves are one; what came and went
     is none). An expiry is told of once, when its time has come, swept or not. A memory that was removed made room if
     the same step put another into its tier; where that one has been changed again before the look, or is a chunk of
-    the same document, it counts as forgotten. A point too long ago, another model, or a clock that was put back begin
-    everything anew, without events. A store that is not `Observable` has its memories counted, and no events."""
+    the same document, it counts as forgotten. One that was replaced under its own id was updated or moved. A point too
+    long ago, another model, or a clock that was put back begin everything anew, without events. A store that is not
+    `Observable` has its memories counted, and no events."""
 
     def __init__(self, store: Store, now: Callable[[], float]) -> None:
         self._store = store
@@ -192,13 +193,14 @@ class ActivityWatcher:
     # What has happened
 
     def _apply(self, change: Change, now: float) -> list[MemoryEvent]:
-        events = []
-        for row in change.removed:
-            known = self._drop(row)
-            if known is not None:
-                events.append(_gone(known, change, now))
+        removed = [known for row in change.removed if (known := self._drop(row)) is not None]
+        put = {glimpse.id for glimpse in change.put}
+        replaced = {known.id: known for known in removed if known.id in put and known.expires > now}
+        # Into a tier in which it stood before, nothing else had to make room for it.
+        arrived = [one for one in change.put if one.id not in replaced or replaced[one.id].tier != one.tier]
+        events = [_gone(known, arrived, now) for known in removed if known.id not in replaced]
         for glimpse in change.put:
-            before = self._drop(glimpse.row)
+            before = self._drop(glimpse.row) or replaced.get(glimpse.id)
             self._enter(glimpse)
             events.append(_put(before, glimpse, now))
         return events
@@ -223,12 +225,12 @@ def _put(before: _Known | None, glimpse: Glimpse, now: float) -> MemoryEvent:
     return MemoryEvent(now, kind, glimpse.id, glimpse.tier, glimpse.importance, from_tier, glimpse.text)
 
 
-def _gone(known: _Known, change: Change, now: float) -> MemoryEvent:
+def _gone(known: _Known, arrived: Sequence[Glimpse], now: float) -> MemoryEvent:
     if known.expires <= now:
         return _left(known, EventKind.FADED, known.expires)
     made_room = any(
         glimpse.tier == known.tier and not (known.source and glimpse.source and _same(known.source, glimpse.source))
-        for glimpse in change.put
+        for glimpse in arrived
     )
     return _left(known, EventKind.EVICTED if made_room else EventKind.FORGOTTEN, now)
 

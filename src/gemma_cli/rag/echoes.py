@@ -7,7 +7,7 @@ again is `restatements`' affair; here is what it is compared with.
 
 import math
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Final
 
 from gemma_cli.rag.memory import MemoryEntry
@@ -62,9 +62,11 @@ class Recent:
         ]
 
 
-async def echoes(entries: Sequence[MemoryEntry], recent: Recent, repository: MemoryRepository) -> dict[str, EchoId]:
+async def echoes(
+    entries: Sequence[MemoryEntry], recent: Recent, repository: MemoryRepository, *, leaving: Collection[str] = ()
+) -> dict[str, EchoId]:
     """For the ids of those new entries that only say again what was recalled: which memory says it. A memory that is
-    gone is none, one that has changed counts as it is now. Needs no model."""
+    gone, or `leaving` with this step, is none; one that has changed counts as it is now. Needs no model."""
     now, found = repository.now(), {}
     for entry in entries:
         if len(entry.content) > MOST_CHARS:
@@ -72,7 +74,9 @@ async def echoes(entries: Sequence[MemoryEntry], recent: Recent, repository: Mem
         new = _said(entry)
         near = recent.holding(probes(entry.content), now)
         for old in await repository.store.get(near, now) if near else ():
-            if old is not None and old.id != entry.id and _lasts(old, entry, now) and restates(new, _said(old)):
+            if old is None or old.id == entry.id or old.id in leaving:
+                continue
+            if _lasts(old, entry, now) and restates(new, _said(old)):
                 found[entry.id] = EchoId(old.id)
                 break
     return found

@@ -38,6 +38,10 @@ TOKENS_PER_CANDIDATE: Final = 16
 """A memory of one short sentence has about as many, so that a large budget does not want for candidates."""
 
 
+READ_TOGETHER: Final = 256
+"""Memories that a store is asked for at a time: it is busy with them for some milliseconds, and others wait."""
+
+
 class Filters(TypedDict, total=False):
     """What a memory must fulfil beside its tier; see `recall_memories`."""
 
@@ -240,19 +244,29 @@ class Finding(Verbs):
         return (await self._repository.store.get([check.label("memory_id", memory_id)], self.now()))[0]
 
     @timed
+    async def get_memories(self, ids: Iterable[str]) -> list[MemoryEntry | None]:
+        """The memories with these ids, in their order, each as `get_memory` gives it."""
+        wanted, store, now = check.ids("ids", ids), self._repository.store, self.now()
+        found: list[MemoryEntry | None] = []
+        for first in range(0, len(wanted), READ_TOGETHER):
+            found += await store.get(wanted[first : first + READ_TOGETHER], now)
+        return found
+
+    @timed
     async def list_memories(
         self,
         memory_type: MemoryTier | str | None = None,
         limit: int = 50,
         *,
-        after: str | None = None,
+        after: str | MemoryEntry | None = None,
         tags: Iterable[str] | None = None,
         actor: str | None = None,
         session: str | None = None,
         pinned: bool | None = None,
         min_importance: float = 0.0,
     ) -> list[MemoryEntry]:
-        """Newest first, without embeddings. `after` is the id of the last memory of the page before."""
+        """Newest first, without embeddings. `after` is the last memory of the page before, which may be gone by now, or
+        its id, which then raises `InvalidInputError`."""
         wanted = Filter(
             tier=None if memory_type is None else parse_tier(memory_type),
             tags=frozenset(check.tags(tags)),
@@ -262,12 +276,10 @@ class Finding(Verbs):
             min_importance=check.importance(min_importance, "min_importance"),
         )
         limit = check.whole("limit", limit)
-        position = None
-        if after is not None:
-            last = await self.get_memory(after)
-            if last is None:
-                raise InvalidInputError(f"after: there is no memory {after!r} (any more); begin the listing again")
-            position = (last.created_at.timestamp(), last.id)
+        last = after if after is None or isinstance(after, MemoryEntry) else await self.get_memory(after)
+        if last is None and after is not None:
+            raise InvalidInputError(f"after: there is no memory {after!r} (any more); begin the listing again")
+        position = None if last is None else (last.created_at.timestamp(), last.id)
         return await self._repository.store.page(wanted, self.now(), limit=limit, after=position)
 
 

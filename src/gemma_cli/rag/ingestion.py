@@ -9,25 +9,27 @@ from typing import Any
 
 from gemma_cli.rag.chunking import Chunk, chunk_document
 from gemma_cli.rag.embedders.base import Tokenizing
-from gemma_cli.rag.errors import CapacityError
+from gemma_cli.rag.errors import CapacityError, DocumentError
 from gemma_cli.rag.intake import Intake
 from gemma_cli.rag.memory import SOURCE_KEY, MemoryEntry, MemoryTier
 from gemma_cli.rag.offload import in_thread
 from gemma_cli.rag.readers import SUPPORTED_SUFFIXES, Document, read_document
 from gemma_cli.rag.repository import MemoryRepository, Progress
 from gemma_cli.rag.stores.base import Filter
+from gemma_cli.rag.transfer import is_export
 
 
 def documents_in(paths: Iterable[Path]) -> Iterator[Path]:
     """The paths themselves, and of a directory every file below it that has a suffix of a document, in the order of
-    their names; hidden ones are left out."""
+    their names; hidden ones and exported memories are left out."""
     for path in paths:
         if not path.is_dir():
             yield path
             continue
         for found in sorted(path.rglob("*")):
             hidden = any(part.startswith(".") for part in found.relative_to(path).parts)
-            if not hidden and found.suffix.lower() in SUPPORTED_SUFFIXES and found.is_file():
+            document = not hidden and found.suffix.lower() in SUPPORTED_SUFFIXES and found.is_file()
+            if document and not is_export(found):
                 yield found
 
 
@@ -56,6 +58,8 @@ def read_chunks(
     path: str | os.PathLike[str], tokenizer: Tokenizing | None, chunk_size: int | None, chunk_overlap: int | None
 ) -> ChunkedDocument:
     """Reads a file and cuts it; blocks. Raises what `read_document` and `chunk_document` raise."""
+    if is_export(Path(path)):
+        raise DocumentError(f"{path} holds exported memories and is no document; `gemma-rag import` reads it")
     document = read_document(path)
     return ChunkedDocument(
         document, chunk_document(document, tokenizer, chunk_size=chunk_size, chunk_overlap=chunk_overlap)

@@ -90,9 +90,7 @@ class Intake:
         tier = parse_tier(entry.memory_type)
         pinned = check.flag("pinned", entry.pinned)
         metadata = check.metadata(entry.metadata, max_chars=self.max_content_chars)
-        expires = check.optional_moment("expires_at", entry.expires_at)
-        if expires is not None and expires.timestamp() <= now:
-            raise InvalidInputError(f"expires_at: {expires.isoformat()} has passed; the memory would never be seen")
+        expires = coming("expires_at", entry.expires_at, now)
         return replace(
             entry,
             id=check.label("id", entry.id),
@@ -180,6 +178,14 @@ def weights(given: object) -> Weights:
     if not any(getattr(result, name) for name in NEVER_NEGATIVE):
         raise InvalidInputError("weights: meaning and words are both 0, so that no memory would be an answer")
     return result
+
+
+def coming(name: str, value: object, now: float) -> datetime | None:
+    """A moment after `now` (seconds since the epoch)."""
+    moment = check.optional_moment(name, value)
+    if moment is not None and moment.timestamp() <= now:
+        raise InvalidInputError(f"{name}: {moment.isoformat()} has passed; the memory would never be seen")
+    return moment
 
 
 def seconds(name: str, value: object) -> float | None:

@@ -6,7 +6,7 @@ import functools
 import logging
 import os
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 from types import TracebackType
@@ -215,14 +215,21 @@ class PythonRAGBackend(Finding, Administration):
 
     @timed
     async def store_memories(
-        self, items: Iterable[MemoryEntry | Mapping[str, Any]], *, echo_guard: bool = False
+        self,
+        items: Iterable[MemoryEntry | Mapping[str, Any]],
+        *,
+        echo_guard: bool = False,
+        replaces: Iterable[str] = (),
     ) -> list[str]:
         """Stores all items or none, in one transaction, and returns their ids in order. An item is a mapping with the
         arguments of `store_memory` as keys, or a `MemoryEntry`, which keeps its id and stamps and, if it has one, its
         embedding. The message for a bad item begins with its position.
 
+        `replaces`: ids of memories that leave in the same step; one that is not there is passed over. An item may have
+        one of these ids, and takes its place. No other id that is taken can be stored.
+
         With `echo_guard` (see `store_memory`), an item that only says again what was recalled lately is not stored; in
-        its place is the `EchoId` of the memory that says it."""
+        its place is the `EchoId` of the memory that says it. What is replaced guards nothing."""
         if isinstance(items, str | bytes | Mapping) or not isinstance(items, Iterable):
             raise InvalidTypeError(f"items: expected a list of memories, got {type(items).__name__}")
         guarded, now = check.flag("echo_guard", echo_guard), self.now()
@@ -232,13 +239,13 @@ class PythonRAGBackend(Finding, Administration):
                 entries.append(self._intake.given(item, now))
             except InvalidInputError as error:
                 raise type(error)(f"items[{position}]: {error}") from error
-        return await self._put(entries, guarded)
+        return await self._put(entries, guarded, check.ids("replaces", replaces))
 
-    async def _put(self, entries: list[MemoryEntry], echo_guard: bool) -> list[str]:
-        known = await echoes(entries, self._recent, self._repository) if echo_guard else {}
+    async def _put(self, entries: list[MemoryEntry], echo_guard: bool, replaces: Sequence[str] = ()) -> list[str]:
+        known = await echoes(entries, self._recent, self._repository, leaving=replaces) if echo_guard else {}
         new = [entry for entry in entries if entry.id not in known]
         embedded = [entry.id for entry in new if entry.embedding is None]  # who brings a vector wants no model run
-        await self._repository.put(new)
+        await self._repository.put(new, replaces=replaces)
         if known:
             self._repository.store.touch(list(known.values()), self.now())
             if self.monitor is not None:
@@ -286,6 +293,7 @@ class PythonRAGBackend(Finding, Administration):
         memory_id: str,
         *,
         content: str | Keep = KEEP,
+        memory_type: MemoryTier | str | Keep = KEEP,
         importance: float | Keep = KEEP,
         tags: Iterable[str] | Keep = KEEP,
         metadata: Mapping[str, Any] | Keep = KEEP,
@@ -293,12 +301,21 @@ class PythonRAGBackend(Finding, Administration):
         actor: str | Keep | None = KEEP,
         session: str | Keep | None = KEEP,
         occurred_at: datetime | str | float | Keep | None = KEEP,
+        expires_at: datetime | str | float | Keep | None = KEEP,
     ) -> MemoryEntry | None:
-        """Changes the fields that are given and returns the memory as it is then; None if there is none. A new content
-        is embedded anew; taking the pin off starts the tier's lifetime anew."""
+        """Changes the fields that are given, in one step, and returns the memory as it is then; None if there is none.
+        A new content is embedded anew.
+
+        Another tier starts that tier's lifetime and makes room there, as `promote_memory` does; where nothing can leave
+        it, `CapacityError` is raised and nothing is changed. Taking the pin off starts the tier's lifetime anew.
+
+        `expires_at` is a time to come, earlier or later than the tier's lifetime ends, and holds instead of it until a
+        promotion or another move starts a new one; None: never. `InvalidInputError` for a time where the memory is
+        pinned, since a pinned one never expires, and for None where it is not and its tier has a lifetime."""
         memory_id = check.label("memory_id", memory_id)
         change = Update(
             content=KEEP if isinstance(content, Keep) else self._intake.content(content),
+            tier=KEEP if isinstance(memory_type, Keep) else parse_tier(memory_type),
             importance=KEEP if isinstance(importance, Keep) else check.importance(importance),
             tags=KEEP if isinstance(tags, Keep) else frozenset(check.tags(tags)),
             metadata=KEEP
@@ -308,6 +325,9 @@ class PythonRAGBackend(Finding, Administration):
             actor=KEEP if isinstance(actor, Keep) else check.optional_label("actor", actor),
             session=KEEP if isinstance(session, Keep) else check.optional_label("session", session),
             occurred_at=KEEP if isinstance(occurred_at, Keep) else intake.seconds("occurred_at", occurred_at),
+            expires_at=KEEP
+            if isinstance(expires_at, Keep)
+            else intake.seconds("expires_at", intake.coming("expires_at", expires_at, self.now())),
         )
         store = self._repository.store
         if not isinstance(change.content, Keep):

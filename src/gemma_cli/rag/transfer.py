@@ -9,7 +9,7 @@ import base64
 import json
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -29,6 +29,13 @@ TOGETHER: Final = 1_000
 
 FORMAT: Final = "gemma-rag-memories"
 VERSION: Final = 1
+
+
+def is_export(path: Path) -> bool:
+    """Whether a file begins as an export does. One that can't be read is none."""
+    with suppress(OSError), path.open("rb") as file:
+        return file.read(64).startswith(f'{{"format": "{FORMAT}"'.encode())
+    return False
 
 
 async def export_memories(repository: MemoryRepository, path: str | os.PathLike[str]) -> int:

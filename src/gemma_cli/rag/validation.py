@@ -96,6 +96,13 @@ def tags(value: Iterable[str] | None, name: str = "tags") -> set[str]:
     return {label(name, tag) for tag in value}
 
 
+def ids(name: str, value: Iterable[str]) -> list[str]:
+    """Ids in their order. A bare string is refused, as it is for tags."""
+    if isinstance(value, str | bytes | Mapping) or not isinstance(value, Iterable):
+        raise InvalidTypeError(f"{name}: expected a list of ids, got {type(value).__name__}")
+    return [label(f"{name}[{position}]", one) for position, one in enumerate(value)]
+
+
 def metadata(value: Mapping[str, Any] | None, *, max_chars: int | None = None) -> dict[str, Any]:
     """A copy of a mapping that JSON can carry there and back; tuples become lists."""
     if value is None:

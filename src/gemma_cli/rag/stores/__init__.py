@@ -24,16 +24,24 @@ def create_store(url: str, namespace: str, settings: Settings) -> Store:
     return maker(url, namespace, settings)
 
 
-def _sqlite(url: str, namespace: str, settings: Settings) -> Store:
-    from gemma_cli.rag.stores.sqlite import SqliteStore
-    from gemma_cli.rag.stores.sqlite_schema import Durability
-
+def sqlite_path(url: str) -> Path | None:
+    """The file that a URL stands for; None where it stands for no file. Raises `InvalidInputError` where the file has
+    no name."""
+    if not url.startswith("sqlite://"):
+        return None
     # sqlite:///relative.db, sqlite:////absolute.db and sqlite:///C:/… as in SQLAlchemy; ~ is the home directory.
     rest = url.removeprefix("sqlite://")
     name = rest.removeprefix("/")
     if not rest.startswith("/") or not name or "\0" in name:
         raise InvalidInputError(f"url: {url!r} names no file; write sqlite:///path/to/memory.db")
-    return SqliteStore(Path(name).expanduser().absolute(), namespace, Durability(settings.store.durability))
+    return Path(name).expanduser().absolute()
+
+
+def _sqlite(url: str, namespace: str, settings: Settings) -> Store:
+    from gemma_cli.rag.stores.sqlite import SqliteStore
+    from gemma_cli.rag.stores.sqlite_schema import Durability
+
+    return SqliteStore(sqlite_path(url), namespace, Durability(settings.store.durability))
 
 
 def _memory(url: str, namespace: str, settings: Settings) -> Store:

@@ -44,10 +44,12 @@ KEEP: Final = Keep.KEEP
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Update:
-    """New values for some fields of one memory; `content` and `embedding` go together."""
+    """New values for some fields of one memory; `content` and `embedding` go together. `expires_at` holds over what
+    `tier` and `pinned` make of the lifetime."""
 
     content: str | Keep = KEEP
     embedding: NDArray[np.float32] | Keep = KEEP
+    tier: MemoryTier | Keep = KEEP
     importance: float | Keep = KEEP
     tags: frozenset[str] | Keep = KEEP
     metadata: Mapping[str, Any] | Keep = KEEP
@@ -55,6 +57,7 @@ class Update:
     actor: str | Keep | None = KEEP
     session: str | Keep | None = KEEP
     occurred_at: float | Keep | None = KEEP
+    expires_at: float | Keep | None = KEEP
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,10 +103,10 @@ class Store(Protocol):
     async def put(
         self, entries: Sequence[MemoryEntry], rules: TierRules, now: float, *, replaces: Sequence[str] = ()
     ) -> None:
-        """Adds memories with embeddings (float32, length 1) and removes those that they replace. A tier above its
-        capacity makes room: the expired go, the deserving move up (see `promote`), then those of the lowest relevance
-        leave; a pinned one never, one just put only where nothing else is left. `CapacityError` when nothing can
-        leave, `InvalidInputError` for an id that is taken."""
+        """Removes memories, then adds those that replace them, with embeddings (float32, length 1); these may have the
+        same ids. A tier above its capacity makes room: the expired go, the deserving move up (see `promote`), then
+        those of the lowest relevance leave; a pinned one never, one just put only where nothing else is left.
+        `CapacityError` when nothing can leave, `InvalidInputError` for an id that is taken."""
 
     async def get(self, ids: Sequence[str], now: float) -> list[MemoryEntry | None]:
         """The memories with these ids, in their order, embeddings included."""
@@ -121,7 +124,8 @@ class Store(Protocol):
         """What the memories tell of a question's terms (`words.query_terms`)."""
 
     async def update(self, memory_id: str, change: Update, rules: TierRules, now: float) -> MemoryEntry | None:
-        """Changes one memory and returns it as it is then. Taking a pin off starts the tier's TTL anew."""
+        """Changes one memory and returns it as it is then. Taking a pin off starts the tier's TTL anew; another tier
+        starts that one's, and makes room there as `move` does. `InvalidInputError` where `changed` refuses."""
 
     async def delete(self, ids: Sequence[str], now: float) -> int:
         """Removes memories and says how many there were."""

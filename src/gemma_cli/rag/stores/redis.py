@@ -110,7 +110,8 @@ class RedisStore(RedisPowers):
                 return None
             new = changed(old, change, rules, now)
             sequence = Numbers.unpack(values[0]).sequence
-            done = await self._call(scripts.UPDATE, *_update(old, new, change, sequence, now), write=True)
+            words = [now, rules_json(rules), *_update(old, new, change, sequence)]
+            done = await self._call(scripts.UPDATE, *words, write=True)
             if done is None:
                 return None
             if done != 0:  # else it has changed since it was read
@@ -182,12 +183,12 @@ def _fits(entry: MemoryEntry, wanted: Filter) -> bool:
     )
 
 
-def _update(old: MemoryEntry, new: MemoryEntry, change: Update, sequence: int, now: float) -> list[Word]:
-    """What `lua/update.lua` takes after the nonce."""
+def _update(old: MemoryEntry, new: MemoryEntry, change: Update, sequence: int) -> list[Word]:
+    """What `lua/update.lua` takes after the rules."""
     [(_, numbers, fields)] = encode([new])
     gone = [name for name in OPTIONAL if name not in fields]
     recoded = (new.content, new.actor) != (old.content, old.actor)
     return [
-        *(now, new.id, sequence, numbers, int(change.content is not KEEP), int(recoded)),
+        *(new.id, sequence, numbers, int(change.content is not KEEP), int(recoded)),
         *(len(gone), *gone, *flat(fields)),
     ]

@@ -38,12 +38,11 @@ def put(
 ) -> None:
     """See `Store.put`."""
     delete(scope, replaces)
-    sequence = scope.sequence()
     fresh: set[int] = set()
     added: Counter[MemoryTier] = Counter()
     for (tier, row, vector), entry in zip(encoded, entries, strict=True):
         expires = None if entry.expires_at is None else entry.expires_at.timestamp()
-        number = _insert(scope, (scope.ns, sequence, expires, *row), row[0])
+        number = _insert(scope, (scope.ns, scope.sequence(), expires, *row), row[0])
         scope.db.execute("INSERT INTO vectors VALUES(?, ?)", (number, vector))
         fresh.add(number)
         added[tier] += 1
@@ -138,7 +137,8 @@ def remove_rows(scope: Scope, rows: Sequence[int]) -> None:
         scope.db.execute("DELETE FROM next_vectors WHERE row = ?", (row,))
         scope.db.execute("DELETE FROM tokens WHERE row = ?", (row,))
         unlink(scope, row)
-        scope.db.execute("INSERT INTO removals VALUES(?, ?, ?)", (scope.ns, sequence, row))
+        # A row that was removed, given again and removed again, all in one step, is there already.
+        scope.db.execute("INSERT OR IGNORE INTO removals VALUES(?, ?, ?)", (scope.ns, sequence, row))
     for tier, count in removed.items():
         scope.add_to_count(tier, -count)
     sqlite_embeddings.forget(scope, texts)
@@ -263,6 +263,10 @@ def update(scope: Scope, memory_id: str, change: Update, rules: TierRules) -> Me
         f"UPDATE memories SET ({columns}) = ({','.join('?' * (len(row) + 3))}) WHERE row = ?",  # noqa: S608 constants
         (scope.ns, scope.sequence(), expires, *row, stored),
     )
+    if new.tier != old.tier:
+        scope.add_to_count(TIER_CODE[old.tier], -1)
+        scope.add_to_count(TIER_CODE[new.tier], 1)
+        make_room(scope, new.tier, rules, {stored})
     if change.content is not KEEP:
         scope.db.execute("UPDATE vectors SET vector = ? WHERE row = ?", (blob, stored))
         scope.db.execute("DELETE FROM next_vectors WHERE row = ?", (stored,))

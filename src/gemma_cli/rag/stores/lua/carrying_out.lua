@@ -199,8 +199,8 @@ local function carry_out(nonce, result)
   end
   for id, memory in pairs(plan.moves) do
     memory.sequence = sequence
-    redis.call('HSET', memory_key(id), 's', packed(memory))
-    displace(memory, memory.was)
+    redis.call('HSET', memory_key(id), 's', packed(memory), unpack(memory.fields or {}))
+    if memory.was ~= memory.tier then displace(memory, memory.was) end
     place(memory)
     set_expiry(memory)
   end

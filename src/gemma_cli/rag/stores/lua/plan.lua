@@ -2,6 +2,9 @@
 --
 -- Whatever a script will touch it reads before its first write. So a refusal leaves everything as it was, and so does
 -- a key that a resharding cluster has moved away already.
+--
+-- `fresh` are memories that come, in `order`; `moves` are stored ones that go to another tier or get other fields. What
+-- the sorted sets say of those in `left` holds no more; `incoming` are those that a tier's sets don't know yet.
 
 local plan = {removals = {}, moves = {}, fresh = {}, order = {}, left = {}, incoming = {}, counts = {}, pinned = {},
   memories = {}}
@@ -35,6 +38,15 @@ local function dropped(id)
   return nil
 end
 
+-- The links of a memory, once the keys that end with them have been read.
+local function neighbours(id)
+  local links = redis.call('SMEMBERS', links_key(id))
+  for _, link in ipairs(links) do
+    for _, other in ipairs(cjson.decode(link)) do redis.call('EXISTS', links_key(other)) end
+  end
+  return links
+end
+
 local function remove(id)
   if plan.left[id] and not plan.memories[id] then return false end
   local memory = planned(id) or dropped(id)
@@ -49,10 +61,7 @@ local function remove(id)
   plan.left[id] = true
   plan.moves[id] = nil
   memory.was = memory.was or memory.tier
-  memory.links = redis.call('SMEMBERS', links_key(id))
-  for _, link in ipairs(memory.links) do
-    for _, other in ipairs(cjson.decode(link)) do redis.call('EXISTS', links_key(other)) end
-  end
+  memory.links = neighbours(id)
   if not memory.vanished then memory.content = redis.call('HGET', memory_key(id), 'content') end
   plan.removals[#plan.removals + 1] = memory
   return true
@@ -72,19 +81,35 @@ local function add(memory)
   enter(memory, memory.tier)
 end
 
-local function move(memory, to, rules)
+-- Stands in another tier from now on.
+local function shift(memory, to)
   memory.was = memory.was or memory.tier
   if plan.incoming[memory.tier] then plan.incoming[memory.tier][memory.id] = nil end
   count(memory, -1)
   memory.tier = to
   count(memory, 1)
-  local ttl = rules.tiers[to + 1].ttl
-  memory.expires = (memory.pinned == 1 or ttl < 0) and NEVER or now + ttl
   enter(memory, to)
   if not memory.new then
     plan.left[memory.id] = true
     plan.moves[memory.id] = memory
   end
+end
+
+local function move(memory, to, rules)
+  shift(memory, to)
+  local ttl = rules.tiers[to + 1].ttl
+  memory.expires = (memory.pinned == 1 or ttl < 0) and NEVER or now + ttl
+end
+
+-- A stored memory becomes another one, which has its row.
+local function change(old, memory)
+  local to = memory.tier
+  count(old, -1)
+  memory.tier, memory.was = old.tier, old.tier
+  count(memory, 1)
+  plan.memories[memory.id] = memory
+  plan.moves[memory.id] = memory
+  if to ~= old.tier then shift(memory, to) end
 end
 
 local function sweep()
