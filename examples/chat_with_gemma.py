@@ -79,6 +79,8 @@ class Model:
             return f"{self.server} has no model {self.name!r}: try `ollama pull {self.name}`"
         if status is not None:
             return f"{self.server} refused with HTTP {status}: {' '.join(str(error).split())[-200:]}"
+        if not self.server.startswith(("http://", "https://")):
+            return f"--server: {self.server!r} is no address; write http://localhost:11434/v1"
         if "Connect" in type(error).__name__:
             return f"no server answers at {self.server}: start `ollama serve`, or name another with --server"
         return f"the answer broke off ({type(error).__name__}); ask again"

@@ -619,6 +619,7 @@ def test_the_command_lists_and_exports(store):
     assert run_command("chats", "import", CLAUDE, "--json", cwd=store).json()["new"] == 7
     shown = run_command("chats", "list", cwd=store, env={"COLUMNS": "160"})
     assert "Bread for the harbour feast" in shown.stdout
+    assert BREAD in run_command("chats", "list", cwd=store, env={"COLUMNS": "80"}).stdout  # whole, to be copied
     assert [chat["session"] for chat in call("chats", "list", "--json").json()] == [TIDES, BREAD]
     assert call("chats", "export", BREAD, "--format", "openai").json()[0]["role"] == "user"
     assert len(call("chats", "export", BREAD, "-f", "jsonl").stdout.splitlines()) == 5

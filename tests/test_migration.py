@@ -800,10 +800,10 @@ def test_a_tier_that_is_too_small_is_told(urls: tuple[str, str], monkeypatch: py
     assert len(contents(urls[1])) == 3
 
 
-def test_an_empty_source_is_nothing_found(tmp_path: Path, urls: tuple[str, str]) -> None:
-    """A store without memories exits with 3 and is named."""
-    outcome = moved(f"sqlite:///{tmp_path / 'typo.db'}", urls[1], code=ExitCode.NOTHING_FOUND)
-    assert "typo.db holds no memory" in outcome.stderr
+def test_an_empty_source_is_nothing_found(urls: tuple[str, str]) -> None:
+    """A store without memories in the namespace exits with 3 and is named."""
+    outcome = moved(*urls, "--namespace", "typo", code=ExitCode.NOTHING_FOUND)
+    assert "old.db holds no memory" in outcome.stderr
 
 
 @pytest.mark.parametrize(
@@ -843,3 +843,12 @@ def test_a_store_before_the_command_is_refused(urls: tuple[str, str]) -> None:
     outcome = call("--url", urls[0], "migrate", *urls)
     assert outcome.code == ExitCode.USAGE
     assert "no --url before it" in outcome.stderr
+
+
+def test_a_mistyped_source_is_not_made(tmp_path: Path) -> None:
+    """A file that is not there is named, with exit code 4, and neither it nor the other one is there afterwards."""
+    old, new = tmp_path / "old.db", tmp_path / "new.db"
+    outcome = call("migrate", f"sqlite:///{old}", f"sqlite:///{new}", "--dry-run")
+    assert outcome.code == ExitCode.STORE_UNREACHABLE
+    assert str(old) in outcome.message
+    assert list(tmp_path.iterdir()) == []

@@ -112,11 +112,11 @@ def _print_chats(chats: "list[Chat]") -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from gemma_cli.commands.output import out
+    from gemma_cli.commands.output import ID_CHARS, out
 
     table = Table("last", "messages", "from", box=None, pad_edge=False)
     table.add_column("title", ratio=1, overflow="fold")
-    table.add_column("session", overflow="fold", style="dim")
+    table.add_column("session", no_wrap=True, min_width=ID_CHARS, style="dim")  # whole, to be copied for `chats export`
     for chat in chats:
         last = f"{chat.last.astimezone():%Y-%m-%d}"
         table.add_row(last, str(chat.messages), Text(chat.source or ""), _text(chat.title), _text(chat.session))

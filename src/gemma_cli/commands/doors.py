@@ -1,6 +1,7 @@
 """What `serve` and `mcp` share: options, and how a server begins."""
 
 import gc
+import logging
 import os
 import sys
 from pathlib import Path
@@ -10,6 +11,8 @@ import typer
 
 LOOPBACK: Final = "127.0.0.1"
 DEFAULT_PORT: Final = 8765
+TOLD: Final = ("gemma_cli.edge", "gemma_cli.server", "gemma_cli.mcp_server", "gemma_cli.rag.stores")
+"""The loggers whose warnings a server shows: it answers clients, and nobody else would tell who started it."""
 
 Roots = Annotated[
     list[Path] | None,
@@ -26,11 +29,16 @@ def directories(roots: list[Path] | None) -> list[Path]:
 
 def prepare() -> None:
     """What makes the start shorter, and keeps the SDK's log off the terminal."""
-    import logging
-
     gc.disable()  # until the server stands: nothing that is imported is garbage
     os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")  # else it looks through every installed package
     logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(levelname)s: %(name)s: %(message)s")
+
+
+def show_warnings() -> None:
+    """A command shows errors alone; a server says as well that its store or its model is not to be had."""
+    for logger in map(logging.getLogger, TOLD):
+        if logger.getEffectiveLevel() > logging.WARNING:
+            logger.setLevel(logging.WARNING)
 
 
 def check_token(token: str | None, *, local: bool, shortest: int) -> None:

@@ -7,7 +7,15 @@ from typing import Annotated, Final
 
 import typer
 
-from gemma_cli.commands.doors import DEFAULT_PORT, LOOPBACK, Roots, check_token, directories, prepare
+from gemma_cli.commands.doors import (
+    DEFAULT_PORT,
+    LOOPBACK,
+    Roots,
+    check_token,
+    directories,
+    prepare,
+    show_warnings,
+)
 from gemma_cli.commands.session import CliSession
 
 CLIENTS: Final = ("claude", "claude-code", "cursor", "gemini", "vscode", "windsurf")
@@ -77,6 +85,7 @@ def _run(
         server = MemoryServer(opening, roots, connector=connector)
         gc.freeze()
         gc.enable()
+        show_warnings()
         if http:
             await serving.serve_http(
                 server, opening, host, port, token, lambda url: typer.echo(f"listening on {url}", err=True)

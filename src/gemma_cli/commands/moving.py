@@ -69,11 +69,22 @@ async def _carried_out(
     from gemma_cli.rag.migration import Migration
 
     async with AsyncExitStack() as stack:
+        _check_there(ends[0][0])
         source, target = [await stack.enter_async_context(_opened(*end, settings)) for end in ends]
         rules = settings.memory.tier_rules()
         migration = Migration(source, target, rules, time.time, terms=terms, bar=progress_bar)
         report: Report = await getattr(migration, work)()
         return report
+
+
+def _check_there(url: str) -> None:
+    """A store in a file would be made by opening it, and a mistyped one be found empty."""
+    from gemma_cli.rag import StoreUnavailableError
+    from gemma_cli.rag.stores import sqlite_path
+
+    path = sqlite_path(url)
+    if path is not None and not path.exists():
+        raise StoreUnavailableError(f"from_url: there is no file {path}")
 
 
 @asynccontextmanager

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from gemma_cli.rag import MemoryEntry, Plan, WhyNot
 
 ID_CHARS: Final = 36
+SHOWN_CHARS: Final = 400
+"""Characters of a memory in a table: a chunk of a document would fill the screen."""
 
 _CONTROLS: Final = dict.fromkeys([*range(32), *range(127, 160)], "\N{REPLACEMENT CHARACTER}") | {
     ord("\n"): "\n",
@@ -77,13 +79,18 @@ def print_prompt(memories: "Sequence[MemoryEntry]") -> None:
 def _described(memory: "MemoryEntry") -> Text:
     """Content, who said it, tags, and the parts of the score where they were asked for; never read as markup."""
     text = Text(f"{_visible(memory.actor)}: " if memory.actor else "")
-    text.append(_visible(memory.content))
+    text.append(_visible(shorten(memory.content)))
     if memory.tags:
         text.append("  " + " ".join(f"#{_visible(tag)}" for tag in sorted(memory.tags)), style="cyan")
     if memory.explanation:
         parts = " + ".join(f"{name} {value:.3f}" for name, value in memory.explanation.items())
         text.append(f"\n= {parts}", style="dim")
     return text
+
+
+def shorten(text: str) -> str:
+    """The beginning of a long text; `get` and JSON have all of it."""
+    return text if len(text) <= SHOWN_CHARS else f"{text[: SHOWN_CHARS - 1].rstrip()}…"
 
 
 def _visible(text: str) -> str:

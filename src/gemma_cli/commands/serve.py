@@ -5,7 +5,15 @@ from typing import Annotated, Final
 
 import typer
 
-from gemma_cli.commands.doors import DEFAULT_PORT, LOOPBACK, Roots, check_token, directories, prepare
+from gemma_cli.commands.doors import (
+    DEFAULT_PORT,
+    LOOPBACK,
+    Roots,
+    check_token,
+    directories,
+    prepare,
+    show_warnings,
+)
 from gemma_cli.commands.session import CliSession
 
 ANYWHERE: Final = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}  # noqa: S104 - what a user may ask for
@@ -55,6 +63,7 @@ def serve(
     check_token(token, local=listening.is_loopback(host), shortest=listening.SHORTEST_TOKEN)
     session: CliSession = context.obj
     roots = directories(root)
+    _check_place(session)
 
     async def run() -> None:
         app = create_app(
@@ -67,11 +76,23 @@ def serve(
 
         with listening.bound(host, port) as (place, url):
             typer.echo(f"listening on {url}", err=True)
+            show_warnings()
             if open_:
                 _browse(local_url(url, host), None if token is None else app.state.access.new_code())
             await listening.serve_app(app, place, app.state.end)
 
     asyncio.run(run())
+
+
+def _check_place(session: CliSession) -> None:
+    """Raises what is wrong with the configuration, the URL or the namespace. A store that can't be reached may come
+    back; with these nothing would ever be served."""
+    from gemma_cli.rag import PythonRAGBackend
+    from gemma_cli.rag.stores import create_store
+
+    settings = session.settings()
+    backend = PythonRAGBackend(url=session.url, namespace=session.namespace, settings=settings)
+    create_store(backend.url, backend.namespace, settings)
 
 
 def local_url(url: str, host: str) -> str:
@@ -88,4 +109,9 @@ def _browse(url: str, code: str | None) -> None:
     import webbrowser
 
     address = f"{url}/" if code is None else f"{url}/?code={code}"
-    threading.Thread(target=webbrowser.open, args=[address], daemon=True).start()  # a browser in a terminal holds on
+
+    def show() -> None:
+        if not webbrowser.open(address):
+            typer.echo(f"no browser was found here; open {url}/ in one", err=True)
+
+    threading.Thread(target=show, daemon=True).start()  # a browser in a terminal holds on

@@ -84,7 +84,7 @@ def _watch(session: CliSession, server: str | None, token: str | None, interval:
     here = ""
     if server is not None or session == CliSession():
         place = server or USUAL_SERVER
-        watching.view.source = f"as told by {place}"
+        watching.view.source = f"as told by {place}; Ctrl-C ends"
         try:
             follow_server(place, token, watching.take)
         except StoreUnavailableError as error:
@@ -95,7 +95,7 @@ def _watch(session: CliSession, server: str | None, token: str | None, interval:
             while not watching.done:
                 _again(place, token, watching)
             return
-    watching.view.source = f"{here}opened here: operations and caches are those of this process alone"
+    watching.view.source = f"{here}opened here: operations and caches are those of this process alone; Ctrl-C ends"
     follow_here(session, interval, watching.take)
 
 

@@ -40,7 +40,7 @@ def events(lines: Iterable[bytes]) -> Iterator[tuple[str, Any]]:
 
 def follow_server(server: str, token: str | None, take: Take) -> None:
     """Hands over the events of a server until `take` has enough or the connection ends. Raises `StoreUnavailableError`
-    where there is no stream to be had; ends without a word where one that was there is lost."""
+    where there is no stream to be had, `InvalidInputError` where it wants another token; ends without a word where one that was there is lost."""
     place = urlsplit(server)
     make = HTTPSConnection if place.scheme == "https" else HTTPConnection
     connection = make(place.hostname or "", place.port, timeout=CONNECTING)
@@ -52,7 +52,7 @@ def follow_server(server: str, token: str | None, take: Take) -> None:
 
 
 def _asked(connection: HTTPConnection, path: str, token: str | None, server: str) -> HTTPResponse:
-    from gemma_cli.rag import StoreUnavailableError
+    from gemma_cli.rag import InvalidInputError, StoreUnavailableError
 
     headers = {"Accept": "text/event-stream"} | ({"Authorization": f"Bearer {token}"} if token else {})
     try:
@@ -65,7 +65,10 @@ def _asked(connection: HTTPConnection, path: str, token: str | None, server: str
         raise StoreUnavailableError(f"no server answers at {server} ({type(error).__name__})") from error
     kind = response.headers.get_content_type()
     if response.status in (401, 403):
-        raise StoreUnavailableError(f"the server at {server} refuses; pass its --token, or set GEMMA_RAG_SERVER_TOKEN")
+        raise InvalidInputError(
+            f"token: the server at {server} refuses; pass its --token, set GEMMA_RAG_SERVER_TOKEN, or name a store "
+            "with --url"
+        )
     if response.status != 200 or kind != "text/event-stream":
         raise StoreUnavailableError(
             f"what answers at {server} is no `gemma-rag serve` (status {response.status}, {kind})"

@@ -186,12 +186,14 @@ class Tools:
         occurred_at: When | None = None,
         metadata: Annotated[dict[str, Any] | None, Field(description="Replaces what there is.")] = None,
         pinned: bool | None = None,
+        expires_at: Annotated[When | None, Field(description="When it ends, ISO 8601.")] = None,
     ) -> results.Memory:
         """Correct or re-rate one memory: give its id and only what changes. Call it when a remembered fact has changed,
         instead of storing a second one. A new tier starts that tier's lifetime. Answers with the memory as it is."""
         backend = await self._opening.backend()
         given = {
             "content": content or None,
+            "memory_type": tier,
             "importance": importance,
             "tags": tags,
             "actor": actor,
@@ -199,14 +201,12 @@ class Tools:
             "occurred_at": occurred_at,
             "metadata": metadata,
             "pinned": pinned,
+            "expires_at": expires_at,
         }
         changes: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
-        if not changes and tier is None:
+        if not changes:
             raise Refusal(INVALID_INPUT, "memory_id: say what to change")
         updated = await backend.update_memory(memory_id, **changes)
-        if updated is not None and tier is not None and updated.tier != tier:
-            await backend.promote_memory(memory_id, tier)
-            updated = await backend.get_memory(memory_id)
         if updated is None:
             raise no_such(memory_id)
         return results.memory(updated)
