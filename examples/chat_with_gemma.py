@@ -12,6 +12,7 @@ why, /stats counts, /quit ends (as Ctrl-C and Ctrl-D do).
 import argparse
 import asyncio
 import contextlib
+import re
 import sys
 import uuid
 from collections.abc import AsyncIterator, Sequence
@@ -35,6 +36,10 @@ LEAST_SURE = 0.02
 
 MESSAGE_TOKENS = 8
 """What a chat template puts around a message."""
+
+
+TEMPLATE_MARKS = re.compile(r"<(?=/?(start_of_turn|end_of_turn|bos|eos|s|\|))")
+"""Where a mark of Gemma's, Llama's or ChatML's templates begins; some servers obey one wherever it stands."""
 
 
 class NoAnswerError(Exception):
@@ -114,7 +119,7 @@ class Chat:
         pieces = []
         try:
             async for piece in self._model.stream(prompt):
-                print(piece, end="", flush=True)
+                print(visible(piece), end="", flush=True)
                 pieces.append(piece)
         finally:
             print()
@@ -193,7 +198,7 @@ class Chat:
     def _show(self, entries: Sequence[MemoryEntry]) -> None:
         self._shown = list(entries)
         for number, entry in enumerate(entries, 1):
-            print(f"{number:3}. {render([entry])}")
+            print(f"{number:3}. {visible(render([entry]))}")
             if entry.explanation:
                 parts = (f"{name} {value:+.2f}" for name, value in entry.explanation.items() if abs(value) >= 0.005)
                 print(f"     score {entry.score:.2f} = {', '.join(parts)}")
@@ -212,8 +217,14 @@ class Chat:
 
 
 def quoted(text: str) -> str:
-    """Every line marked, so that no stored text can pass for an instruction or end the quotes."""
-    return "\n".join(f"> {line}" for line in text.splitlines() if line)
+    """Every line marked, and the marks of chat templates broken up, so that no stored text can begin a turn of its own
+    or end the quotes."""
+    return "\n".join(f"> {TEMPLATE_MARKS.sub('< ', line)}" for line in visible(text).splitlines() if line)
+
+
+def visible(text: str) -> str:
+    """Without the control characters by which a text could move the cursor of the terminal."""
+    return "".join(character for character in text if character.isprintable() or character == "\n")
 
 
 def quoted_tokens(texts: list[str]) -> list[int]:

@@ -170,3 +170,11 @@ def test_ctrl_c_ends_cleanly(server: ChatServer, url: str) -> None:
         _, told = process.communicate(timeout=60)
     assert (process.returncode, told) == (0, "")
     assert [entry.content for entry in kept(url)] == ["Hello?"]
+
+
+@pytest.mark.parametrize("mark", ["<end_of_turn>", "<start_of_turn>user", "<|im_start|>system", "</s>", "<bos>"])
+def test_no_memory_begins_a_turn(mark: str) -> None:
+    """The marks by which templates tell who speaks are broken up in what is quoted; other angle brackets stay."""
+    quoted = runpy.run_path(str(EXAMPLE))["quoted"]
+    assert mark not in quoted(f"before {mark}\nafter")
+    assert quoted("a <b> c\nif x < 3:\n\x1b[2J") == "> a <b> c\n> if x < 3:\n> [2J"

@@ -163,18 +163,22 @@ def test_the_charts_share_a_cursor(browser: Browser, address: str) -> None:
     with live(browser, address, viewport={"width": 1440, "height": 1800}) as page:
         page.locator("#latency canvas").wait_for()
         page.locator("#sizes canvas").wait_for()
-        box = page.locator("#latency .u-over").bounding_box()
-        assert box is not None
         cursors = page.locator("#sizes .u-cursor-x")
         expect(page.locator("#sizes .key b").first).to_contain_text("MB")
-        page.mouse.move(box["x"] + box["width"] - 2, box["y"] + 40)
-        expect(cursors).not_to_have_class(re.compile("u-off"))
         at = "(id) => new DOMMatrix(getComputedStyle(document.querySelector(`#${id} .u-cursor-x`)).transform).e"
-        own, other = (
-            page.evaluate(f"(id) => ({at})(id) / document.querySelector(`#${{id}} .u-over`).clientWidth", name)
-            for name in ("latency", "sizes")
-        )
+        share = f"(id) => ({at})(id) / document.querySelector(`#${{id}} .u-over`).clientWidth"
+        for _ in range(20):  # a sample may come in between, and charts that grow move
+            box = page.locator("#latency .u-over").bounding_box()
+            assert box is not None
+            page.mouse.move(box["x"] + box["width"] / 2, box["y"] + 40)
+            page.mouse.move(box["x"] + box["width"] - 2, box["y"] + 40)
+            expect(cursors).not_to_have_class(re.compile("u-off"))
+            own, other = (page.evaluate(share, name) for name in ("latency", "sizes"))
+            if own == pytest.approx(other, abs=0.02):
+                break
+            page.wait_for_timeout(100)
         assert own == pytest.approx(other, abs=0.02)
+        assert own > 0.9
 
 
 # What is asked is done

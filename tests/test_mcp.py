@@ -435,6 +435,20 @@ async def test_what_no_call_may_carry(
         assert (await answer(client, "memory_stats"))["total"] == 0
 
 
+async def test_an_update_is_one_step(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Refused for the tier, it leaves the text as it was; else text and tier are new at once."""
+    monkeypatch.setenv("GEMMA_RAG_MEMORY__WORKING_CAPACITY", "1")
+    async with in_process(url, monkeypatch) as client:
+        await answer(client, "remember", content="x", tier="working", pinned=True)
+        new = (await answer(client, "remember", content="y"))["id"]
+        before = await answer(client, "get_memory", memory_id=new)
+        refused = await refusal(client, "update_memory", memory_id=new, content="z", tier="working")
+        assert refused["code"] == "tier_full"
+        assert await answer(client, "get_memory", memory_id=new) == before
+        after = await answer(client, "update_memory", memory_id=new, content="z", tier="semantic")
+        assert (after["content"], after["tier"]) == ("z", "semantic")
+
+
 async def test_forgetting_by_filter_asks_first(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """By filter, forget counts and shows until it is confirmed; then just what matched is gone, and nothing pinned."""
     async with in_process(url, monkeypatch) as client:

@@ -5,7 +5,10 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import httpx2
@@ -191,6 +194,50 @@ def test_a_taken_port_is_told(url: str) -> None:
     assert "error: " in outcome.message
 
 
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        (["--url", "nosuch://place"], "there is no store for"),
+        (["--namespace", " "], "namespace"),
+        (["--config", "nowhere.toml"], "there is no such configuration file"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_what_could_never_be_served_is_refused(options: list[str], reason: str, tmp_path: Path) -> None:
+    """With a configuration, a URL or a namespace that no later call could open, the command ends without listening."""
+    outcome = run_command(*options, "serve", "--port", "0", cwd=tmp_path, env=HASHING)
+    assert (outcome.code, "listening" in outcome.stderr) == (ExitCode.USAGE, False)
+    assert reason in outcome.message
+
+
+def test_who_started_it_is_told_that_the_store_is_away(tmp_path: Path) -> None:
+    """A store that can't be opened now is said on stderr at once, as a warning, by a server that goes on."""
+    (tmp_path / "file").touch()
+    with telling("--url", f"sqlite:///{tmp_path}/file/memory.db", "serve", "--port", "0") as lines:
+        address = next(lines).split()[-1]
+        assert next(lines).startswith("warning: not_ready reason=StoreUnavailableError")
+        assert httpx2.get(f"{address}/healthz").status_code == 200
+
+
+@contextmanager
+def telling(*words: str, env: dict[str, str] | None = None) -> Iterator[Iterator[str]]:
+    """The lines that a command says on stderr, as they come; they end with it, after `TIMEOUT` at the latest."""
+    with subprocess.Popen(
+        [sys.executable, "-m", "gemma_cli", *words],
+        env=environment(HASHING | (env or {})),
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stderr is not None
+        late = threading.Timer(TIMEOUT, process.terminate)
+        late.start()
+        try:
+            yield iter(process.stderr)
+        finally:
+            late.cancel()
+            process.terminate()
+
+
 @pytest.mark.parametrize("name", ["starlette", "uvicorn", "prometheus_client"])
 def test_a_missing_library_is_named(name: str, tmp_path: Path) -> None:
     """Without the extra the command says which one to install."""
@@ -253,3 +300,15 @@ def test_the_browser_is_opened_with_a_code(url: str, tmp_path: Path) -> None:
         with httpx2.Client(base_url=address) as web:
             assert web.get(opened).status_code == 303
             refused(web.get("/api/v1/stats"), 401)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="a shell script")
+def test_without_a_browser_the_address_is_said(url: str, tmp_path: Path) -> None:
+    """Where --open finds no browser that starts, the command says what to open, without the code."""
+    browser = tmp_path / "browser"
+    browser.write_text("#!/bin/sh\nexit 1\n")
+    browser.chmod(0o755)
+    env = {"BROWSER": f"{browser} %s", "PATH": str(tmp_path), "DISPLAY": ""}
+    with telling("--url", url, "serve", "--port", "0", "--open", "--token", TOKEN, env=env) as lines:
+        address = next(lines).split()[-1]
+        assert next(lines) == f"no browser was found here; open {address}/ in one\n"

@@ -283,6 +283,33 @@ async def test_a_tier_without_room_is_told(url: str, monkeypatch: pytest.MonkeyP
         assert refused(await web.post(MEMORIES, json=given), 409)["code"] == "tier_full"
 
 
+async def test_an_end_is_set(url: str) -> None:
+    """PATCH gives a memory an end of its own; one that is past is refused, and so is none in a tier that has one."""
+    async with in_process(url) as web:
+        new = told(await web.post(MEMORIES, json={"content": "x"}), 201)
+        here = f"{MEMORIES}/{new['id']}"
+        after = told(await web.patch(here, json={"expires_at": "2100-01-01"}))
+        assert after["expires_at"] == "2100-01-01T00:00:00+00:00"
+        for end in ("2020-01-01", None):
+            assert "expires_at" in refused(await web.patch(here, json={"expires_at": end}), 422)["message"]
+        assert told(await web.get(here)) == after
+
+
+async def test_a_change_that_finds_no_room_changes_nothing(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A PATCH is one step: refused for the tier, it leaves the text and all else as it was."""
+    monkeypatch.setenv("GEMMA_RAG_MEMORY__WORKING_CAPACITY", "1")
+    async with in_process(url) as web:
+        told(await web.post(MEMORIES, json={"content": "x", "tier": "working", "pinned": True}), 201)
+        new = told(await web.post(MEMORIES, json={"content": "y", "importance": 0.2}), 201)
+        here = f"{MEMORIES}/{new['id']}"
+        before = told(await web.get(here))
+        change = {"content": "z", "importance": 0.9, "tier": "working"}
+        assert refused(await web.patch(here, json=change), 409)["code"] == "tier_full"
+        assert told(await web.get(here)) == before
+        moved = told(await web.patch(here, json=change | {"tier": "semantic"}))
+        assert (moved["content"], moved["importance"], moved["tier"]) == ("z", 0.9, "semantic")
+
+
 async def test_what_nobody_foresaw_tells_nothing(
     url: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

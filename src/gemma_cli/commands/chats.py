@@ -1,9 +1,10 @@
 """Chats of other assistants: into the memory, and conversations out of it."""
 
+import sys
 from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -11,6 +12,8 @@ from gemma_cli.commands.options import Json, Tags, Tier
 from gemma_cli.commands.session import CliSession, ExitCode
 
 if TYPE_CHECKING:
+    from rich.text import Text
+
     from gemma_cli.integrations.chat_exports import Chat, ChatImport, Conversation
     from gemma_cli.rag import PythonRAGBackend
 
@@ -119,15 +122,17 @@ def _print_chats(chats: "list[Chat]") -> None:
     table.add_column("session", no_wrap=True, min_width=ID_CHARS, style="dim")  # whole, to be copied for `chats export`
     for chat in chats:
         last = f"{chat.last.astimezone():%Y-%m-%d}"
-        table.add_row(last, str(chat.messages), Text(chat.source or ""), _text(chat.title), _text(chat.session))
+        table.add_row(last, str(chat.messages), Text(chat.source or ""), _cell(chat.title), _cell(chat.session))
     out.print(table)
 
 
-def _text(value: str) -> Any:
-    """Shown as it is, without what could move a terminal's cursor."""
+def _cell(value: str) -> "Text":
+    """On one line, as it is, without what could move a terminal's cursor."""
     from rich.text import Text
 
-    return Text("".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in value))
+    from gemma_cli.commands.output import visible
+
+    return Text(visible(" ".join(value.split())))
 
 
 @app.command("export")
@@ -138,13 +143,15 @@ def export_(
     namespace: Namespace = None,
 ) -> None:
     """Write a conversation to stdout: for a chat API, one message a line, or to read."""
+    from gemma_cli.commands.output import visible
     from gemma_cli.integrations.chat_exports import read_chat
 
     found = _session(context, namespace).ask(lambda backend: read_chat(backend, session), require_model=False)
     if found is None:
         typer.echo(f"there is no conversation {session}", err=True)
         raise typer.Exit(ExitCode.NOTHING_FOUND)
-    typer.echo(_written(found, format_), nl=False)
+    written = _written(found, format_)
+    typer.echo(visible(written) if sys.stdout.isatty() else written, nl=False)
 
 
 def _written(conversation: "Conversation", format_: Format) -> str:

@@ -4,6 +4,8 @@ import gc
 import logging
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Final
 
@@ -32,6 +34,21 @@ def prepare() -> None:
     gc.disable()  # until the server stands: nothing that is imported is garbage
     os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")  # else it looks through every installed package
     logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(levelname)s: %(name)s: %(message)s")
+
+
+@contextmanager
+def needing(extra: str, what: str) -> Iterator[None]:
+    """Around imports: `MissingExtraError` where a library of the extra is not installed."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if (error.name or "").startswith("gemma_cli"):
+            raise
+        from gemma_cli.rag import MissingExtraError
+
+        raise MissingExtraError(
+            f'{what} needs {error.name}; install it with: pip install "gemma-rag[{extra}]"'
+        ) from error
 
 
 def show_warnings() -> None:

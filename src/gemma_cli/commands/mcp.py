@@ -13,6 +13,7 @@ from gemma_cli.commands.doors import (
     Roots,
     check_token,
     directories,
+    needing,
     prepare,
     show_warnings,
 )
@@ -62,19 +63,11 @@ def _run(
     import asyncio
 
     prepare()
-    try:
+    with needing("mcp", "the MCP server"):
         from gemma_cli.edge import listening
         from gemma_cli.edge.opening import Opening
         from gemma_cli.mcp_server import serving
         from gemma_cli.mcp_server.server import MemoryServer
-    except ModuleNotFoundError as error:
-        if (error.name or "").startswith("gemma_cli"):
-            raise
-        from gemma_cli.rag import MissingExtraError
-
-        raise MissingExtraError(
-            'the MCP server needs the SDK; install it with: pip install "gemma-rag[mcp]"'
-        ) from error
     if http:
         check_token(token, local=listening.is_loopback(host), shortest=listening.SHORTEST_TOKEN)
     elif sys.stdin.isatty():

@@ -73,15 +73,15 @@ def print_prompt(memories: "Sequence[MemoryEntry]") -> None:
     """The text for a prompt, on stdout as it is: neither wrapped nor coloured."""
     from gemma_cli.rag import render
 
-    typer.echo(_visible(render(memories)))
+    typer.echo(visible(render(memories)))
 
 
 def _described(memory: "MemoryEntry") -> Text:
     """Content, who said it, tags, and the parts of the score where they were asked for; never read as markup."""
-    text = Text(f"{_visible(memory.actor)}: " if memory.actor else "")
-    text.append(_visible(shorten(memory.content)))
+    text = Text(f"{visible(memory.actor)}: " if memory.actor else "")
+    text.append(visible(shorten(memory.content)))
     if memory.tags:
-        text.append("  " + " ".join(f"#{_visible(tag)}" for tag in sorted(memory.tags)), style="cyan")
+        text.append("  " + " ".join(f"#{visible(tag)}" for tag in sorted(memory.tags)), style="cyan")
     if memory.explanation:
         parts = " + ".join(f"{name} {value:.3f}" for name, value in memory.explanation.items())
         text.append(f"\n= {parts}", style="dim")
@@ -93,7 +93,7 @@ def shorten(text: str) -> str:
     return text if len(text) <= SHOWN_CHARS else f"{text[: SHOWN_CHARS - 1].rstrip()}…"
 
 
-def _visible(text: str) -> str:
+def visible(text: str) -> str:
     """Without control characters: a stored text must not move the cursor of the terminal that it is read on, or worse.
     JSON has them as escapes."""
     return text.translate(_CONTROLS)
@@ -124,7 +124,7 @@ def print_facts(facts: Mapping[str, Any]) -> None:
     table.add_column(overflow="fold")
     for name, value in facts.items():
         shown = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=_plain)
-        table.add_row(name, Text(_visible(shown)))
+        table.add_row(name, Text(visible(shown)))
     out.print(table)
 
 
@@ -148,7 +148,7 @@ def print_plan(plan: "Plan") -> None:
 
 
 def _short(text: str, chars: int = 60) -> str:
-    line = _visible(" ".join(text.split()))
+    line = visible(" ".join(text.split()))
     return line if len(line) <= chars else f"{line[: chars - 1]}…"
 
 

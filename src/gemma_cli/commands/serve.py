@@ -11,6 +11,7 @@ from gemma_cli.commands.doors import (
     Roots,
     check_token,
     directories,
+    needing,
     prepare,
     show_warnings,
 )
@@ -46,20 +47,12 @@ def serve(
     import asyncio
 
     prepare()
-    try:
+    with needing("server", "the server"):
         import uvicorn  # noqa: F401 - what listens needs it; its absence is told before anything is opened
 
         from gemma_cli.edge import listening
         from gemma_cli.edge.opening import Opening
         from gemma_cli.server.app import create_app
-    except ModuleNotFoundError as error:
-        if (error.name or "").startswith("gemma_cli"):
-            raise
-        from gemma_cli.rag import MissingExtraError
-
-        raise MissingExtraError(
-            f'the server needs {error.name}; install what it needs with: pip install "gemma-rag[server]"'
-        ) from error
     check_token(token, local=listening.is_loopback(host), shortest=listening.SHORTEST_TOKEN)
     session: CliSession = context.obj
     roots = directories(root)

@@ -40,7 +40,8 @@ def events(lines: Iterable[bytes]) -> Iterator[tuple[str, Any]]:
 
 def follow_server(server: str, token: str | None, take: Take) -> None:
     """Hands over the events of a server until `take` has enough or the connection ends. Raises `StoreUnavailableError`
-    where there is no stream to be had, `InvalidInputError` where it wants another token; ends without a word where one that was there is lost."""
+    where there is no stream to be had, `InvalidInputError` where it wants another token; ends without a word where one
+    that was there is lost."""
     place = urlsplit(server)
     make = HTTPSConnection if place.scheme == "https" else HTTPConnection
     connection = make(place.hostname or "", place.port, timeout=CONNECTING)

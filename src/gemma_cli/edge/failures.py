@@ -12,6 +12,8 @@ NOT_ALLOWED: Final = "not_allowed"
 INVALID_INPUT: Final = "invalid_input"
 UNKNOWN_TOOL: Final = "unknown_tool"
 INTERNAL: Final = "internal"
+MOST_TOLD: Final = 10
+"""Faults of one request that are named: models pay by the token, and a request may have a hundred thousand."""
 
 CODES: Final[dict[str, tuple[str, bool]]] = {
     "GemmaRagError": ("failed", False),
@@ -72,4 +74,5 @@ def failure(error: BaseException | None) -> Failure | None:
 def _fields(error: "ValidationError") -> str:
     """Which arguments are wrong, without their values."""
     found: list[dict[str, Any]] = [dict(one) for one in error.errors(include_url=False, include_input=False)]
-    return "; ".join(f"{'.'.join(map(str, one['loc'])) or 'arguments'}: {one['msg']}" for one in found)
+    named = [f"{'.'.join(map(str, one['loc'])) or 'arguments'}: {one['msg']}" for one in found[:MOST_TOLD]]
+    return "; ".join([*named, f"and {len(found) - MOST_TOLD:,} more"] if len(found) > MOST_TOLD else named)

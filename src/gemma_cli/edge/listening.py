@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 SHORTEST_TOKEN: Final = 16
 """Characters; what is shorter can be guessed over a network."""
 SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
+WAITING: Final = 100
+"""Connections that may wait to be accepted. The loop accepts all of them at once, before any of them counts."""
 LAST_ANSWERS: Final = 3
 """Seconds that answers under way are given at the end."""
 
@@ -36,6 +38,8 @@ async def serve_app(app: "ASGIApp", listening: socket.socket, at_end: Callable[[
     """Serves until a signal comes, and then calls `at_end` before it waits for answers under way."""
     import uvicorn
 
+    from gemma_cli.edge.connections import Connection
+
     class Server(uvicorn.Server):
         """Its own signal handling would end the process before the backend is closed."""
 
@@ -47,9 +51,13 @@ async def serve_app(app: "ASGIApp", listening: socket.socket, at_end: Callable[[
         uvicorn.Config(
             app,
             lifespan="on",
+            http=Connection,
+            ws="none",  # nothing here speaks it, and it would go round what stands before the application
             log_config=None,
+            log_level="error",  # else anybody fills the log with requests that are none
             access_log=False,
             server_header=False,
+            backlog=WAITING,
             proxy_headers=False,  # whoever asks could say that another address does
             timeout_graceful_shutdown=LAST_ANSWERS,
         )

@@ -11,7 +11,7 @@ from gemma_cli.edge.failures import INVALID_INPUT, NOT_FOUND, Refusal
 from gemma_cli.edge.opening import Opening
 
 if TYPE_CHECKING:
-    from gemma_cli.rag import MemoryConsolidator, MemoryEntry, PythonRAGBackend
+    from gemma_cli.rag import BackendInfo, MemoryConsolidator, MemoryEntry, PythonRAGBackend
 
 PAGE: Final = 1_000
 """Memories read at a time where all that match are wanted."""
@@ -26,16 +26,20 @@ def no_such(memory_id: str) -> Refusal:
 
 
 async def stats(backend: "PythonRAGBackend") -> results.Stats:
-    info = await backend.get_info()
-    return results.Stats(
-        memories=dict(info.memories),
-        total=sum(info.memories.values()),
-        namespace=info.namespace,
-        url=info.url,
-        size_bytes=info.size_bytes,
-        model=info.model,
-        version=info.versions["gemma-rag"],
-    )
+    return results.Stats(**counts(await backend.get_info()))
+
+
+def counts(info: "BackendInfo") -> dict[str, Any]:
+    """The members of `results.Stats`."""
+    return {
+        "memories": dict(info.memories),
+        "total": sum(info.memories.values()),
+        "namespace": info.namespace,
+        "url": info.url,
+        "size_bytes": info.size_bytes,
+        "model": info.model,
+        "version": info.versions["gemma-rag"],
+    }
 
 
 @dataclass(frozen=True, slots=True)

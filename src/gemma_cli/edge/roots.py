@@ -14,15 +14,22 @@ def allowed(path: str, roots: Sequence[Path]) -> Path:
         raise Refusal(NOT_ALLOWED, "path: no directory is open to ingestion; start the server with --root DIRECTORY")
     if "\0" in path:
         raise Refusal(NOT_ALLOWED, "path: holds a zero character")
+    try:
+        if (found := _found(path, roots)) is not None:
+            return found
+    except (OSError, RuntimeError):  # a name too long, links in a circle, the home of nobody
+        pass
+    raise Refusal(
+        NOT_ALLOWED,
+        f"path: {path!r} is hidden or not below {', '.join(map(str, roots))}; the server's --root opens others",
+    )
+
+
+def _found(path: str, roots: Sequence[Path]) -> Path | None:
     given = Path(path).expanduser() if path.startswith("~") else Path(path)
     places = [given.resolve()] if given.is_absolute() else [(root / given).resolve() for root in roots]
     inside = [place for place in places if any(_visible_below(place, root) for root in roots)]
-    if not inside:
-        raise Refusal(
-            NOT_ALLOWED,
-            f"path: {path!r} is hidden or not below {', '.join(map(str, roots))}; the server's --root opens others",
-        )
-    return next((place for place in inside if place.exists()), inside[0])
+    return next((place for place in inside if place.exists()), inside[0] if inside else None)
 
 
 def _visible_below(place: Path, root: Path) -> bool:

@@ -4,8 +4,7 @@ import hashlib
 import hmac
 import secrets
 from collections import OrderedDict
-from collections.abc import Callable
-from http.cookies import CookieError, SimpleCookie
+from collections.abc import Callable, Iterator
 from typing import Final
 
 from starlette.datastructures import Headers
@@ -39,10 +38,10 @@ class Access:
         """Whether a request bears the token or belongs to a session."""
         if self._token is None:
             return True
-        authorization = Headers(scope=scope).get("authorization")
-        if authorization is not None:
+        authorization = Headers(scope=scope).get("authorization", "")
+        if authorization.startswith("Bearer "):  # of another kind, it is meant for a proxy before this server
             return bears(authorization.encode("latin-1"), self._token)
-        return self._sessions.has(_cookie(scope))
+        return any(map(self._sessions.has, _cookies(scope)))
 
     def knows(self, token: str) -> bool:
         """Whether it is the token, where there is one."""
@@ -58,11 +57,12 @@ class Access:
                 max_age=int(SESSION_SECONDS),
                 httponly=True,
                 samesite="strict",
-                secure=scope.get("scheme") == "https",
+                secure=_over_tls(scope),
             )
 
     def end_session(self, response: Response, scope: Scope) -> None:
-        self._sessions.use(_cookie(scope))
+        for cookie in _cookies(scope):
+            self._sessions.use(cookie)
         response.delete_cookie(cookie_name(scope), httponly=True, samesite="strict")
 
     def new_code(self) -> str:
@@ -106,11 +106,16 @@ def cookie_name(scope: Scope) -> str:
     return f"gemma-rag-{server[1] if server else 0}"
 
 
-def _cookie(scope: Scope) -> str:
-    found: SimpleCookie = SimpleCookie()
-    try:
-        found.load(Headers(scope=scope).get("cookie", ""))
-    except CookieError:
-        return ""
-    morsel = found.get(cookie_name(scope))
-    return "" if morsel is None else morsel.value
+def _cookies(scope: Scope) -> Iterator[str]:
+    """All that could be ours. Others on this machine set cookies for the same host, under our name too, and in forms
+    that a strict parser would give everything up for."""
+    for header in Headers(scope=scope).getlist("cookie"):
+        for pair in header.split(";"):
+            name, _, value = pair.partition("=")
+            if name.strip() == cookie_name(scope):
+                yield value.strip()
+
+
+def _over_tls(scope: Scope) -> bool:
+    """Whether a browser asks over TLS, which a proxy may speak for this server: its page's Origin tells."""
+    return scope.get("scheme") == "https" or Headers(scope=scope).get("origin", "").startswith("https://")

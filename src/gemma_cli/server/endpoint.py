@@ -19,9 +19,10 @@ if TYPE_CHECKING:
     from gemma_cli.rag import PythonRAGBackend
     from gemma_cli.server.desk import Desk
 
+TINY_BODY: Final = 8 << 10
 SMALL_BODY: Final = 1 << 20
 LARGE_BODY: Final = 16 << 20
-"""Bytes."""
+"""Bytes. The tiny one is for those who bear no token."""
 MOST_DIGITS: Final = 18
 """Of a length that a client declares; what more digits say is too large by the first of them."""
 SECONDS: Final = 30.0

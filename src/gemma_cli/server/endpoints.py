@@ -12,7 +12,7 @@ from gemma_cli.edge import results
 from gemma_cli.edge.failures import NOT_FOUND
 from gemma_cli.server import bodies, doors, memories, told, upkeep
 from gemma_cli.server.desk import Desk
-from gemma_cli.server.endpoint import LARGE_BODY, LONG, Call, Endpoint
+from gemma_cli.server.endpoint import LARGE_BODY, LONG, TINY_BODY, Call, Endpoint
 from gemma_cli.server.faults import CONFLICT, UNAUTHORIZED
 
 V1: Final = "/api/v1"
@@ -113,6 +113,7 @@ ENDPOINTS: Final = (
         body=bodies.SignIn,
         status=204,
         fails=(UNAUTHORIZED,),
+        max_body=TINY_BODY,
         public=True,
     ),
     Endpoint("DELETE", f"{V1}/session", "Sign a browser out", doors.sign_out, status=204, public=True),

@@ -21,6 +21,7 @@ NOT_JSON: Final = "not_json"
 TOO_MANY: Final = "too_many_requests"
 TOO_SLOW: Final = "timed_out"
 NOT_READY: Final = "not_ready"
+BUSY: Final = "busy"
 
 STATUSES: Final[dict[str, int]] = {
     "failed": 500,
@@ -28,7 +29,7 @@ STATUSES: Final[dict[str, int]] = {
     "bad_configuration": 500,
     "shutting_down": 503,
     "tier_full": 409,
-    "busy": 503,
+    BUSY: 503,
     "missing_extra": 501,
     "bad_document": 422,
     "document_not_found": 404,
@@ -57,7 +58,7 @@ STATUSES: Final[dict[str, int]] = {
 }
 """The HTTP status of each code."""
 
-PASSING: Final = frozenset({TOO_MANY, TOO_SLOW, NOT_READY})
+PASSING: Final = frozenset({TOO_MANY, TOO_SLOW, NOT_READY, BUSY})
 """Codes of this server's own after which the same call may succeed later."""
 
 RETRY_AFTER: Final = 1

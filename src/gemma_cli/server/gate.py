@@ -4,6 +4,7 @@ import asyncio
 from typing import Final
 
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from gemma_cli.edge.failures import NOT_ALLOWED, Refusal
@@ -15,7 +16,8 @@ from gemma_cli.server.rates import Rate
 SECURITY: Final = {
     "Content-Security-Policy": (
         "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; font-src 'self'; "
-        "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+        "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; "
+        "require-trusted-types-for 'script'"
     ),
     "Cross-Origin-Opener-Policy": "same-origin",
     "Cross-Origin-Resource-Policy": "same-origin",
@@ -61,6 +63,8 @@ class Gate:
             self._check(scope)
             await self._app(scope, self._until_end(receive) if scope["method"] == "GET" else receive, answer.send)
             await answer.finish(ended=self._ending.is_set())
+        except ClientDisconnect:  # in the midst of its request: nobody is there to be answered
+            pass
         except Exception as error:  # the one place where an error becomes an answer
             if answer.started:
                 raise

@@ -44,16 +44,16 @@ async def get_memory(call: Call, memory_id: str) -> results.Memory:
 
 
 async def update_memory(call: Call, asked: bodies.Change, memory_id: str) -> results.Memory:
-    """The move comes last: where the new tier has no room, the other changes stand."""
+    """One step: where the new tier has no room, nothing is changed."""
     given = asked.given()
-    if not asked.model_fields_set:
-        raise Refusal(INVALID_INPUT, "body: say what to change")
-    backend = await call.backend()
-    if given and await backend.update_memory(memory_id, **given) is None:
-        raise no_such(memory_id)
     if "tier" in asked.model_fields_set:
-        await backend.promote_memory(memory_id, asked.tier)
-    return await get_memory(call, memory_id)
+        given["memory_type"] = asked.tier
+    if not given:
+        raise Refusal(INVALID_INPUT, "body: say what to change")
+    updated = await (await call.backend()).update_memory(memory_id, **given)
+    if updated is None:
+        raise no_such(memory_id)
+    return results.memory(updated)
 
 
 async def promote_memory(call: Call, asked: bodies.Promotion, memory_id: str) -> results.Memory:

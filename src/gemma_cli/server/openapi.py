@@ -12,7 +12,7 @@ from pydantic.json_schema import models_json_schema
 from gemma_cli.edge.failures import INTERNAL, INVALID_INPUT, NOT_ALLOWED
 from gemma_cli.server import bodies, told
 from gemma_cli.server.endpoint import Endpoint
-from gemma_cli.server.faults import NOT_JSON, STATUSES, TOO_LARGE, TOO_MANY, TOO_SLOW, UNAUTHORIZED
+from gemma_cli.server.faults import BUSY, NOT_JSON, STATUSES, TOO_LARGE, TOO_MANY, TOO_SLOW, UNAUTHORIZED
 
 Mode = Literal["validation", "serialization"]
 REF: Final = "#/components/schemas/{model}"
@@ -117,7 +117,7 @@ def _operation(
 
 
 def _stream(name: str, summary: str, media_type: str, guarded: bool) -> dict[str, Any]:
-    codes = [NOT_ALLOWED, TOO_MANY, INTERNAL, *([UNAUTHORIZED] if guarded else [])]
+    codes = [NOT_ALLOWED, TOO_MANY, INTERNAL, BUSY, *([UNAUTHORIZED] if guarded else [])]
     return {
         "operationId": name,
         "summary": summary,

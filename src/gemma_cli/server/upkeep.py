@@ -27,13 +27,7 @@ async def stats(call: Call) -> told.WholeStats:
     backend = await call.backend()
     info = await backend.get_info()
     return told.WholeStats(
-        memories=dict(info.memories),
-        total=sum(info.memories.values()),
-        namespace=info.namespace,
-        url=info.url,
-        size_bytes=info.size_bytes,
-        model=info.model,
-        version=info.versions["gemma-rag"],
+        **operations.counts(info),
         index_bytes=info.index_bytes,
         engine=info.engine,
         capacities={tier.value: policy.capacity for tier, policy in backend.rules.policies.items()},
