@@ -167,7 +167,7 @@ def test_the_charts_share_a_cursor(browser: Browser, address: str) -> None:
         expect(page.locator("#sizes .key b").first).to_contain_text("MB")
         at = "(id) => new DOMMatrix(getComputedStyle(document.querySelector(`#${id} .u-cursor-x`)).transform).e"
         share = f"(id) => ({at})(id) / document.querySelector(`#${{id}} .u-over`).clientWidth"
-        for _ in range(20):  # a sample may come in between, and charts that grow move
+        for _ in range(60):  # a sample may come in between, and charts that grow move
             box = page.locator("#latency .u-over").bounding_box()
             assert box is not None
             page.mouse.move(box["x"] + box["width"] / 2, box["y"] + 40)
@@ -176,7 +176,7 @@ def test_the_charts_share_a_cursor(browser: Browser, address: str) -> None:
             own, other = (page.evaluate(share, name) for name in ("latency", "sizes"))
             if own == pytest.approx(other, abs=0.02):
                 break
-            page.wait_for_timeout(100)
+            page.wait_for_timeout(400)
         assert own == pytest.approx(other, abs=0.02)
         assert own > 0.9
 
