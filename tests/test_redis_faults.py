@@ -302,8 +302,9 @@ async def test_a_master_becomes_a_replica(server_program: Program) -> None:
     """A master that was made a replica refuses writes with an error of ours; made master again, it takes them."""
     with Replicated(server_program, sentinels=0) as group:
         first = group.master
+        async with linked(first.url, timeout=LIMIT, replicas=1) as link:
+            await link.script(ADD, [b"n"], write=True)  # the heir has it, and gives it back
         async with linked(first.url, timeout=LIMIT) as link:
-            await link.script(ADD, [b"n"], write=True)
             heir = group.promote()
             first.ask("REPLICAOF", heir.host, heir.port)
             refusal = r"is a read-only replica|has lost its master|within the time limit"

@@ -32,8 +32,8 @@ VERSION: Final = 1
 
 
 def is_export(path: Path) -> bool:
-    """Whether a file begins as an export does. One that can't be read is none."""
-    with suppress(OSError), path.open("rb") as file:
+    """Whether a file begins as an export does. One that can't be read, or can't be, is none."""
+    with suppress(OSError, ValueError), path.open("rb") as file:
         return file.read(64).startswith(f'{{"format": "{FORMAT}"'.encode())
     return False
 

@@ -129,9 +129,7 @@ class Change(Body):
     actor: Label | None = None
     session: Label | None = None
     occurred_at: When | None = None
-    expires_at: Annotated[When | None, Field(description="Its end; null: none, where nothing else ends it.")] = (
-        None
-    )
+    expires_at: Annotated[When | None, Field(description="Its end; null: none, where nothing else ends it.")] = None
     pinned: bool = Field(default_factory=_left_out)
 
     def given(self) -> dict[str, Any]:
