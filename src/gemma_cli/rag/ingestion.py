@@ -58,7 +58,7 @@ def read_chunks(
     path: str | os.PathLike[str], tokenizer: Tokenizing | None, chunk_size: int | None, chunk_overlap: int | None
 ) -> ChunkedDocument:
     """Reads a file and cuts it; blocks. Raises what `read_document` and `chunk_document` raise."""
-    if isinstance(path, str | os.PathLike) and is_export(Path(path)):
+    if is_export(path):
         raise DocumentError(f"{path} holds exported memories and is no document; `gemma-rag import` reads it")
     document = read_document(path)
     return ChunkedDocument(

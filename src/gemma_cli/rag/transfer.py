@@ -31,9 +31,9 @@ FORMAT: Final = "gemma-rag-memories"
 VERSION: Final = 1
 
 
-def is_export(path: Path) -> bool:
-    """Whether a file begins as an export does. One that can't be read, or can't be, is none."""
-    with suppress(OSError, ValueError), path.open("rb") as file:
+def is_export(path: str | os.PathLike[str]) -> bool:
+    """Whether a file begins as an export does. What can't be read, or can be no path, is none."""
+    with suppress(OSError, ValueError, TypeError), Path(path).open("rb") as file:
         return file.read(64).startswith(f'{{"format": "{FORMAT}"'.encode())
     return False
 

@@ -73,7 +73,7 @@ class Live:
         self._began = time.monotonic()
         self._viewers = Viewers(self._greeting)
         self._samples: deque[bytes] = deque(maxlen=HISTORY)
-        self._events: deque[bytes] = deque(maxlen=EVENTS_KEPT)
+        self._events: deque[dict[str, Any]] = deque(maxlen=EVENTS_KEPT)
         self._about: dict[str, Any] = {"store": dict.fromkeys(("url", "namespace", "model", "engine")), "tiers": []}
         self._hello: Frame | None = None
         self._sampler: Sampler | None = None
@@ -124,7 +124,7 @@ class Live:
                 **self._about,
             }
         )
-        return b'%s,"history":[%s],"activity":[%s]}' % (head[:-1], b",".join(self._samples), b",".join(self._events))
+        return b'%s,"history":[%s],"activity":%s}' % (head[:-1], b",".join(self._samples), encoded(list(self._events)))
 
     def watch(self) -> AbstractAsyncContextManager[AsyncIterator[Frame]]:
         """The frames for one viewer, from a `hello` on, until it leaves or the server ends."""
@@ -208,11 +208,15 @@ class Live:
         self._samples.append(data)
         self._send(frame("sample", data))
         if activity is not None and activity.events:
-            shown = [encoded(event_json(event)) for event in activity.events[-EVENTS_KEPT:]]
+            gone = {event.id for event in activity.events if event.kind == "forgotten"}
+            for earlier in self._events:
+                if earlier["id"] in gone:  # so are its words, wherever they still stand
+                    earlier.pop("text", None)
+            shown = [event_json(event) for event in activity.events[-EVENTS_KEPT:]]
             self._events.extend(shown)
             last = shown[-EVENTS_TOGETHER:]
             more = len(activity.events) - len(last)
-            self._send(frame("activity", b'{"events":[%s],"more":%d}' % (b",".join(last), more)))
+            self._send(frame("activity", encoded({"events": last, "more": more})))
 
 
 def _version() -> str:

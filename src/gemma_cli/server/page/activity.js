@@ -46,7 +46,9 @@ export class Activity {
   }
 
   add(events) {
-    this.#events = [...[...events].reverse(), ...this.#events].slice(0, KEPT);
+    const gone = new Set(events.filter((event) => event.kind === "forgotten").map((event) => event.id));
+    const kept = this.#events.map((event) => (gone.has(event.id) ? { ...event, text: undefined } : event));
+    this.#events = [...[...events].reverse(), ...(gone.size ? kept : this.#events)].slice(0, KEPT);
     this.#draw();
   }
 
