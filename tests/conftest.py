@@ -1,6 +1,7 @@
 """What all tests share: a home of their own, one event loop kind, a clock that is ticked by hand."""
 
 import os
+import signal
 import site
 import tempfile
 
@@ -30,7 +31,10 @@ _home = tempfile.TemporaryDirectory(prefix="gemma-rag-tests-", ignore_cleanup_er
 
 
 def pytest_configure() -> None:
-    """Isolates the run before any test module is imported: some libraries read these variables at import."""
+    """Isolates the run before any test module is imported: some libraries read these variables at import. Whoever runs
+    the tests in a shell's background has SIGINT ignored, and what they start would be deaf to it."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     _environment.setenv("PYTHONUSERBASE", site.getuserbase())  # packages stay where they are, whatever HOME says
     for name, part in HOME_VARIABLES.items():
         _environment.setenv(name, os.path.normpath(os.path.join(_home.name, part)))  # noqa: PTH118
