@@ -97,7 +97,10 @@ def test_nothing_grave_stands_in_the_way(browser: Browser, address: str, colours
 def test_signing_in_is_open_to_all(browser: Browser, tmp_path: Path) -> None:
     """axe-core finds nothing grave in the dialog that asks for a token."""
     url = f"sqlite:///{tmp_path / 'memory.db'}"
-    with server(url, "--token", TOKEN) as (guarded, _), tab(browser, guarded, allowed=("401",)) as page:
+    with (
+        server(url, "--token", TOKEN) as (guarded, _),
+        tab(browser, guarded, allowed=("401",), reduced_motion="reduce") as page,
+    ):
         expect(page.locator("#sign-in")).to_be_visible()
         assert grave(page) == []
 
