@@ -12,8 +12,6 @@ from gemma_cli.commands.options import Json, Tags, Tier
 from gemma_cli.commands.session import CliSession, ExitCode
 
 if TYPE_CHECKING:
-    from rich.text import Text
-
     from gemma_cli.integrations.chat_exports import Chat, ChatImport, Conversation
     from gemma_cli.rag import PythonRAGBackend
 
@@ -115,24 +113,16 @@ def _print_chats(chats: "list[Chat]") -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from gemma_cli.commands.output import ID_CHARS, out
+    from gemma_cli.commands.output import ID_CHARS, one_line, out, visible
 
     table = Table("last", "messages", "from", box=None, pad_edge=False)
     table.add_column("title", ratio=1, overflow="fold")
     table.add_column("session", no_wrap=True, min_width=ID_CHARS, style="dim")  # whole, to be copied for `chats export`
     for chat in chats:
         last = f"{chat.last.astimezone():%Y-%m-%d}"
-        table.add_row(last, str(chat.messages), Text(chat.source or ""), _cell(chat.title), _cell(chat.session))
+        names = (chat.source or "", one_line(chat.title), visible(chat.session))
+        table.add_row(last, str(chat.messages), *map(Text, names))
     out.print(table)
-
-
-def _cell(value: str) -> "Text":
-    """On one line, as it is, without what could move a terminal's cursor."""
-    from rich.text import Text
-
-    from gemma_cli.commands.output import visible
-
-    return Text(visible(" ".join(value.split())))
 
 
 @app.command("export")

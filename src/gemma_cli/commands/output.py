@@ -99,6 +99,11 @@ def visible(text: str) -> str:
     return text.translate(_CONTROLS)
 
 
+def one_line(text: str) -> str:
+    """On one line, without anything that moves a cursor or changes how the rest reads."""
+    return "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in " ".join(text.split()))
+
+
 def print_memory(memory: "MemoryEntry", *, as_json: bool) -> None:
     """Every field of one memory."""
     if as_json:

@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from gemma_cli.commands.options import TIERS
+from gemma_cli.commands.output import one_line
 
 Json = Mapping[str, Any]
 
@@ -95,16 +96,16 @@ class View:
     def _head(self, width: int) -> Group:
         store = self.hello.get("store") or {}
         facts = [store.get(name) for name in ("namespace", "model", "engine")]
-        url = visible(store.get("url") or "")
+        url = one_line(store.get("url") or "")
         head = Text(no_wrap=True, overflow="ellipsis")
         head.append(f"gemma-rag {self.hello.get('version', '')}  ", style="bold")
-        head.append("  ".join(visible(fact) for fact in facts if fact))
+        head.append("  ".join(one_line(fact) for fact in facts if fact))
         # Of a long path the end says more than the beginning.
         head.append(f"\n{url if len(url) <= width else f'…{url[len(url) - width + 1 :]}'}")
-        rest = Text(visible(self.source), style="dim")
+        rest = Text(one_line(self.source), style="dim")
         for problem in (self.note, self.latest.get("error")):
             if problem:
-                rest.append(f"\n{visible(problem)}", style="bold red")
+                rest.append(f"\n{one_line(problem)}", style="bold red")
         return Group(head, rest.append("\n"))
 
 
@@ -165,7 +166,7 @@ def _operations(minute: Sequence[Json], width: int) -> Table | Text:
     table.columns[0].header = Text(f"operation {_spark(minute) if width >= NARROW else ''}")
     for name in sorted(calls, key=lambda name: (-calls[name], name)):
         cells: dict[str, RenderableType] = {
-            "operation": visible(name),
+            "operation": one_line(name),
             "calls>": f"{calls[name]:,}",
             "errors>": Text(f"{errors[name]:,}" if errors[name] else "", style="red"),
             **{f"{p} ms>": _ms(latest[name].get(f"{p}_ms")) for p in ("p50", "p95", "p99")},
@@ -227,7 +228,7 @@ def _activity(activity: Sequence[Json], room: int) -> Table:
         at = datetime.fromisoformat(event["time"]).astimezone().strftime("%H:%M:%S")
         where = f"{event['from_tier']} > {event['tier']}" if event.get("from_tier") else event["tier"]
         kind = Text(event["kind"], style=EVENT_STYLES.get(event["kind"], ""))
-        table.add_row(Text(at, style="dim"), kind, where, Text(visible(event.get("text") or "")))
+        table.add_row(Text(at, style="dim"), kind, where, Text(one_line(event.get("text") or "")))
     return table
 
 
@@ -260,8 +261,3 @@ def _mb(size: int) -> str:
 
 def _seconds(sample: Json) -> float:
     return datetime.fromisoformat(sample["time"]).timestamp()
-
-
-def visible(text: str) -> str:
-    """One line that moves no cursor, whatever was stored."""
-    return "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in " ".join(text.split()))

@@ -134,3 +134,17 @@ async def store(backend: "PythonRAGBackend", tier: results.Tier, **given: Any) -
     return results.Remembered(
         id=memory_id, tier=entry.tier.value, expires_at=results.iso(entry.expires_at), known=known
     )
+
+
+async def recall(
+    backend: "PythonRAGBackend", query: str, tier: str | None, limit: int, max_tokens: int | None, **given: Any
+) -> results.Recollection:
+    """The best memories, `limit` at most; with a budget of tokens one text instead, and then `limit` says nothing."""
+    from gemma_cli.rag import render
+
+    wanted = limit if max_tokens is None else None
+    found = await backend.recall_memories(query, tier, wanted, max_tokens=max_tokens, **given)
+    sure = None if found.confidence is None else round(found.confidence, 3)
+    if max_tokens is None:
+        return results.Recollection(confidence=sure, memories=results.memories(found))
+    return results.Recollection(confidence=sure, text=render(found), ids=[entry.id for entry in found])

@@ -11,7 +11,7 @@ from pydantic import Field
 from gemma_cli.edge import results
 from gemma_cli.edge.failures import INVALID_INPUT, Refusal
 from gemma_cli.edge.opening import Opening
-from gemma_cli.edge.operations import Selection, consolidate, forget, no_such, stats, store
+from gemma_cli.edge.operations import Selection, consolidate, forget, no_such, recall, stats, store
 from gemma_cli.edge.results import Tier
 from gemma_cli.edge.roots import allowed
 
@@ -89,13 +89,12 @@ class Tools:
         """Find memories by meaning and words, best first. Call it before you answer anything that may depend on what
         was said or learned earlier: people, preferences, plans, dates, documents. Names and times in the question
         ("last May") count. A low confidence (below 0.2) means that the answer is probably not there."""
-        from gemma_cli.rag import render
-
-        backend = await self._opening.backend()
-        found = await backend.recall_memories(
+        return await recall(
+            await self._opening.backend(),
             query,
             tier,
-            limit if max_tokens is None else None,
+            limit,
+            max_tokens,
             tags=tags,
             min_importance=min_importance,
             since=since,
@@ -104,12 +103,7 @@ class Tools:
             actor=actor,
             session=session,
             explain=explain,
-            max_tokens=max_tokens,
         )
-        sure = None if found.confidence is None else round(found.confidence, 3)
-        if max_tokens is None:
-            return results.Recollection(confidence=sure, memories=results.memories(found))
-        return results.Recollection(confidence=sure, text=render(found), ids=[entry.id for entry in found])
 
     async def search(
         self,

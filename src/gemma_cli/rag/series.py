@@ -19,6 +19,12 @@ BOUNDS: Final = (
 long document; a step is a factor of about 2.2, so that a quantile estimated from buckets is never off by more."""
 
 
+def nearest_rank(values: NDArray[np.float64]) -> list[float]:
+    """`PERCENTILES` of at least one value, by nearest rank: the smallest that at least p percent do not exceed."""
+    ordered = np.sort(values)
+    return [float(ordered[-(-p * len(ordered) // 100) - 1]) for p in PERCENTILES]
+
+
 class Series:
     """Count, sum, extremes and the last of all values. Not thread-safe."""
 
@@ -70,10 +76,8 @@ class Latencies(Series):
             self.high = value
 
     def percentiles(self) -> list[float]:
-        """The nearest-rank percentiles: the smallest value that at least p percent do not exceed."""
-        kept = min(self.count, len(self.recent))
-        ordered = np.sort(np.frombuffer(self.recent, np.float64, kept))
-        return [float(ordered[-(-p * kept // 100) - 1]) for p in PERCENTILES]
+        """`PERCENTILES` of the values that are kept."""
+        return nearest_rank(np.frombuffer(self.recent, np.float64, min(self.count, len(self.recent))))
 
     def since(self, count: int) -> NDArray[np.float64]:
         """The values after the first `count`, oldest first, at most the window; all that are kept where there never

@@ -14,7 +14,6 @@ if TYPE_CHECKING:
 
 Json = dict[str, Any]
 
-PERCENTILES: Final = (50, 95, 99)
 FACTS_AGE: Final = 10.0
 """Seconds that the sizes of the store may be old."""
 
@@ -69,13 +68,16 @@ class OperationMeter:
         return found
 
     def _latencies(self, name: str, seen: int) -> Json:
-        """Nearest-rank percentiles, as `PerformanceMonitor` reports them; none where it keeps no window."""
+        """Percentiles as `PerformanceMonitor` reports them; none where it keeps no window."""
+        from gemma_cli.rag.series import PERCENTILES, nearest_rank
+
         assert self._monitor is not None
-        ordered = sorted(self._monitor.latencies_since(name, seen).tolist())
-        if not ordered:
+        values = self._monitor.latencies_since(name, seen)
+        if not len(values):
             return {}
-        figures = {f"p{p}_ms": ordered[-(-p * len(ordered) // 100) - 1] for p in PERCENTILES}
-        return {key: round(1000 * value, 3) for key, value in (*figures.items(), ("max_ms", ordered[-1]))}
+        figures = {f"p{p}_ms": value for p, value in zip(PERCENTILES, nearest_rank(values), strict=True)}
+        figures["max_ms"] = float(values.max())
+        return {key: round(1000 * value, 3) for key, value in figures.items()}
 
 
 def caches_json(sources: Mapping[str, Any]) -> Json:

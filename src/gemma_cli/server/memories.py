@@ -3,7 +3,7 @@
 from dataclasses import asdict
 from datetime import UTC, datetime
 
-from gemma_cli.edge import results
+from gemma_cli.edge import operations, results
 from gemma_cli.edge.failures import INVALID_INPUT, Refusal
 from gemma_cli.edge.operations import no_such, store
 from gemma_cli.server import bodies, told
@@ -71,29 +71,7 @@ async def undo_removal(call: Call, token: str) -> results.Memory:
 
 
 async def recall(call: Call, asked: bodies.Recall) -> results.Recollection:
-    from gemma_cli.rag import render
-
-    found = await (await call.backend()).recall_memories(
-        asked.query,
-        asked.tier,
-        asked.limit if asked.max_tokens is None else None,
-        tags=asked.tags,
-        min_importance=asked.min_importance,
-        since=asked.since,
-        until=asked.until,
-        min_similarity=asked.min_similarity,
-        min_confidence=asked.min_confidence,
-        actor=asked.actor,
-        session=asked.session,
-        touch=asked.touch,
-        explain=asked.explain,
-        weights=asked.weights,
-        max_tokens=asked.max_tokens,
-    )
-    sure = None if found.confidence is None else round(found.confidence, 3)
-    if asked.max_tokens is None:
-        return results.Recollection(confidence=sure, memories=results.memories(found))
-    return results.Recollection(confidence=sure, text=render(found), ids=[entry.id for entry in found])
+    return await operations.recall(await call.backend(), **asked.model_dump())
 
 
 async def search(call: Call, asked: bodies.Search) -> results.Found:
