@@ -1,5 +1,6 @@
 """An error -> what a client is told: a stable code, a message, and whether the same call may succeed later."""
 
+import logging
 import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
@@ -69,6 +70,15 @@ def failure(error: BaseException | None) -> Failure | None:
             code, retryable = CODES[kind.__name__]
             return Failure(code, str(error), retryable)
     return None
+
+
+def reason(error: BaseException, logger: logging.Logger, event: str) -> str:
+    """What a status says of an error; one that nobody foresaw is logged as `event`."""
+    known = failure(error)
+    if known is not None:
+        return known.message
+    logger.error(event, exc_info=error)
+    return "an internal error; see the server's log"
 
 
 def _fields(error: "ValidationError") -> str:

@@ -25,7 +25,7 @@ from contextlib import AbstractAsyncContextManager
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self
 
-from gemma_cli.edge.failures import failure
+from gemma_cli.edge.failures import reason
 from gemma_cli.server.live_samples import ProcessMeter, Sampler, event_json, iso, tiers_json
 from gemma_cli.server.live_viewers import STILL_THERE, Frame, Viewers, frame
 
@@ -175,10 +175,7 @@ class Live:
         self._looking = None
         if (problem := looking.exception()) is None:
             return looking.result(), None
-        known = failure(problem)
-        if known is None:
-            logger.error("live_look_failed", exc_info=problem)
-        return None, "an internal error; see the server's log" if known is None else known.message
+        return None, reason(problem, logger, "live_look_failed")
 
     async def _look(self) -> "Activity":
         if self._sampler is None:

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
-from gemma_cli.edge.failures import failure
+from gemma_cli.edge.failures import reason
 from gemma_cli.edge.opening import Opening
 from gemma_cli.server.faults import logger
 
@@ -56,12 +56,7 @@ class _Probe:
             return "has not answered yet"
         self._asking = None
         error = asking.exception()
-        if error is None:
-            return None
-        known = failure(error)
-        if known is None:
-            logger.error("readiness_failed", exc_info=error)
-        return "an internal error; see the server's log" if known is None else known.message
+        return None if error is None else reason(error, logger, "readiness_failed")
 
     async def close(self) -> None:
         if self._asking is not None:
