@@ -238,7 +238,7 @@ class RedisLink:
         pending: Sequence[int] = range(len(commands))
         asked: Node | None = None  # where an ASK sends
         tries = 0
-        refusal: StoreError | None = None  # what the server said to the try before
+        refusal: StoreError | None = None  # what the server, or the system for it, said to the try before
         while True:
             node: Node | None = None
             failure: StoreError
@@ -265,14 +265,14 @@ class RedisLink:
             except TimeoutError:
                 failure = self._late(progress)
                 if loop.time() >= progress.deadline:
-                    # A last try that began too late to be answered hides nothing that the server has said.
-                    raise (refusal if refusal is not None and progress.repeatable else failure) from None
+                    # A last try that began too late to be answered hides nothing that was said before.
+                    raise (refusal if refusal and (progress.repeatable or not progress.sent) else failure) from None
                 refusal = None
                 asked = None
                 await self._doubted(node, progress)
             except Lost as error:
-                refusal = None
                 failure = error.reason
+                refusal = failure if error.refused else None
                 failure.__cause__ = error.__cause__
                 if error.final or (opening and error.refused) or (progress.sent and not progress.repeatable):
                     raise failure from error.__cause__
