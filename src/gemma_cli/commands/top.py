@@ -52,7 +52,7 @@ def top(
         str | None,
         typer.Option(
             envvar="GEMMA_RAG_SERVER_TOKEN",
-            help="The server's token; better set the variable.",
+            help="Token of the server that --server names; better set the variable.",
             callback=_known_token,
         ),
     ] = None,
@@ -77,23 +77,23 @@ def top(
 
 def _watch(session: CliSession, server: str | None, token: str | None, interval: float, watching: "_Watching") -> None:
     """Follows the server that is named, else the usual one, else the store here. A store that is named is not asked of
-    a server, which may serve another."""
+    a server, which may serve another. The token is for a named server: at the usual place anybody may listen."""
     from gemma_cli.commands.top_stream import follow_here, follow_server
     from gemma_cli.rag import StoreUnavailableError
 
     here = ""
     if server is not None or session == CliSession():
-        place = server or USUAL_SERVER
+        place, bearer = (server, token) if server is not None else (USUAL_SERVER, None)
         watching.view.source = f"as told by {place}; Ctrl-C ends"
         try:
-            follow_server(place, token, watching.take)
+            follow_server(place, bearer, watching.take)
         except StoreUnavailableError as error:
             if server is not None:
                 raise
             here = f"{error}; "
         else:
             while not watching.done:
-                _again(place, token, watching)
+                _again(place, bearer, watching)
             return
     watching.view.source = f"{here}opened here: operations and caches are those of this process alone; Ctrl-C ends"
     follow_here(session, interval, watching.take)

@@ -67,8 +67,8 @@ def _asked(connection: HTTPConnection, path: str, token: str | None, server: str
     kind = response.headers.get_content_type()
     if response.status in (401, 403):
         raise InvalidInputError(
-            f"token: the server at {server} refuses; pass its --token, set GEMMA_RAG_SERVER_TOKEN, or name a store "
-            "with --url"
+            f"token: the server at {server} refuses; name it with --server and pass its --token or set "
+            "GEMMA_RAG_SERVER_TOKEN, or name a store with --url"
         )
     if response.status != 200 or kind != "text/event-stream":
         raise StoreUnavailableError(

@@ -47,7 +47,8 @@ class Endpoint:
     order. It gives an answer of the model `answer`, a response of its own, or None for 204.
 
     path: as Starlette has it; parameters take slashes too, since ids may hold them.
-    location: of what was created, over the fields of the answer.
+    location: of what was created or was there, over the fields of the answer.
+    unchanged: tells of an answer that nothing was created; its status is 200 then.
     fails: codes of failures beside those that any endpoint may have.
     public: it needs no token.
     """
@@ -61,6 +62,7 @@ class Endpoint:
     query: type[Parameters] | None = None
     status: int = 200
     location: str | None = None
+    unchanged: Callable[[Any], bool] | None = None
     media_type: str = "application/json"
     fails: tuple[str, ...] = ()
     max_body: int = SMALL_BODY
@@ -96,7 +98,8 @@ class Endpoint:
         headers = {}
         if self.location is not None:
             headers["Location"] = self.location.format_map({name: quote(str(value), "") for name, value in answer})
-        return model_response(answer, self.status, headers)
+        unchanged = self.unchanged is not None and self.unchanged(answer)
+        return model_response(answer, 200 if unchanged else self.status, headers)
 
 
 async def _body(request: Request, most: int) -> bytes:

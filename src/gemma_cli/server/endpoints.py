@@ -35,6 +35,7 @@ ENDPOINTS: Final = (
         bodies.OneMemory,
         status=201,
         location=f"{MEMORIES}/{{id}}",
+        unchanged=memories.all_known,
         fails=WRITING,
     ),
     Endpoint(
@@ -45,6 +46,7 @@ ENDPOINTS: Final = (
         told.Stored,
         bodies.Batch,
         status=201,
+        unchanged=memories.all_known,
         fails=WRITING,
         max_body=LARGE_BODY,
     ),

@@ -36,6 +36,13 @@ async def store_memories(call: Call, asked: bodies.Batch) -> told.Stored:
     return told.Stored(ids=ids, known=[one for one in ids if isinstance(one, EchoId)] or None)
 
 
+def all_known(answer: results.Remembered | told.Stored) -> bool:
+    """The echo guard knew all of it, and nothing new was stored."""
+    if isinstance(answer, told.Stored):
+        return len(answer.known or ()) == len(answer.ids)
+    return bool(answer.known)
+
+
 async def get_memory(call: Call, memory_id: str) -> results.Memory:
     entry = await (await call.backend()).get_memory(memory_id)
     if entry is None:

@@ -110,7 +110,11 @@ def _operation(
         operation["parameters"] = parameters
     if row.body is not None:
         operation["requestBody"] = {"required": True, "content": {"application/json": _reference(refs[row.body])}}
-    operation["responses"] = {str(row.status): _success(row, refs), **_failures(row, guarded)}
+    statuses = {row.status, *([200] if row.unchanged is not None else [])}
+    operation["responses"] = {
+        **{str(status): _success(row, status, refs) for status in sorted(statuses)},
+        **_failures(row, guarded),
+    }
     if guarded and not row.public:
         operation["security"] = REQUIRED
     return operation
@@ -156,11 +160,11 @@ def _without_null(schema: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in schema.items() if name != "anyOf"} | (kinds[0] if kinds else {})
 
 
-def _success(row: Endpoint, refs: Mapping[type[BaseModel], str]) -> dict[str, Any]:
-    success: dict[str, Any] = {"description": HTTPStatus(row.status).phrase}
+def _success(row: Endpoint, status: int, refs: Mapping[type[BaseModel], str]) -> dict[str, Any]:
+    success: dict[str, Any] = {"description": HTTPStatus(status).phrase}
     if row.answer is not None:
         success["content"] = {row.media_type: _reference(refs[row.answer])}
-    elif row.status != HTTPStatus.NO_CONTENT:
+    elif status != HTTPStatus.NO_CONTENT:
         success["content"] = {row.media_type: {}}
     if row.location is not None:
         success["headers"] = {"Location": {"schema": {"type": "string"}, "description": "Where it is."}}
