@@ -3,7 +3,6 @@
 import re
 import shlex
 import subprocess
-import textwrap
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -88,12 +87,9 @@ def test_the_python_example_runs_as_it_stands(code: str, tmp_path: Path) -> None
 
 @pytest.mark.skipif(not programs(), reason=f"no redis-server; install one or name it in {VARIABLE}")
 def test_the_lines_on_redis_find_what_they_store(tmp_path: Path) -> None:
-    """The lines under "On Redis" print their memory, on a server at another address."""
+    """The example under "On Redis" prints its memory, on a server at another address."""
     [code] = blocks(section("On Redis"), "python")
-    assert len(code.splitlines()) == 3
-    begin = "import asyncio\nfrom gemma_cli.rag import PythonRAGBackend\n\n\nasync def main():\n"
-    example = begin + textwrap.indent(code, "    ") + "\n\nasyncio.run(main())\n"
-    (tmp_path / "example.py").write_text(example.replace("redis://localhost:6380/0", shared().url))
+    (tmp_path / "example.py").write_text(code.replace("redis://localhost:6380/0", shared().url))
     outcome = run_python("example.py", cwd=tmp_path)
     assert (outcome.code, outcome.stderr) == (0, "")
     assert outcome.stdout == "The spare key is with the neighbour on the left.\n"
@@ -135,7 +131,7 @@ def test_the_list_of_commands_is_complete() -> None:
     """The README names every command, and no other."""
     text = section("The command").split("```")[2]
     named = set()
-    for words in re.findall(r"`([a-z|]+(?: [a-z|]+)*)`", text.split(". Whatever reads")[0]):
+    for words in re.findall(r"`([a-z|]+(?: [a-z|]+)*)`", text.split(". Whatever reads memories")[0]):
         first, *rest = words.split()
         named |= {(first, below) for below in rest[0].split("|")} if rest else {(first,)}
     existing = set()
