@@ -97,10 +97,10 @@ class RedisLink:
         try:
             from gemma_cli.rag.stores import redis_node, redis_routes
         except ModuleNotFoundError as error:
-            if (error.name or "").partition(".")[0] not in ("redis", "hiredis"):
+            if (error.name or "").partition(".")[0] != "redis":
                 raise
             raise MissingExtraError(
-                'a Redis store needs redis-py and hiredis; install them with: pip install "gemma-rag[redis]"'
+                'a Redis store needs redis-py; install it with: pip install "gemma-rag[redis]"'
             ) from error
         self._node_module = redis_node
         self.target = target

@@ -1,4 +1,4 @@
-"""One Redis server: its connections, a bounded number, and what goes over them. Needs redis-py and hiredis.
+"""One Redis server: its connections, a bounded number, and what goes over them. Needs redis-py; faster with hiredis.
 
 redis-py makes the connections (address, TLS, login, database) and reads the answers. Its pools and clients are not
 used: they bring retries without regard to a time limit, ASK on two different connections, and most of the time that a
@@ -16,7 +16,6 @@ from enum import Enum
 from inspect import signature
 from typing import Any, Final
 
-import hiredis
 from redis.asyncio.connection import (
     AbstractConnection,
     Connection,
@@ -39,8 +38,6 @@ ANSWER_SECONDS: Final = 0.2
 """Of the time left, what is kept for the answer of WAIT: this part, or these seconds if they are more, at most half.
 Servers look for clients that have waited long enough ten times a second."""
 
-_pack: Final[Callable[[tuple[Any, ...]], bytes]] = hiredis.pack_command
-
 _NAMELESS: Final[dict[str, Any]] = (
     {"driver_info": None}
     if "driver_info" in signature(AbstractConnection).parameters
@@ -55,11 +52,31 @@ _REPLIES: Final = (ResponseError, BusyLoadingError, AuthenticationError)
 
 def packed(words: Words) -> bytes:
     """A command as it goes over the line; floats as their repr, 17 digits at most."""
-    if not _PLAIN.issuperset(map(type, words)):  # hiredis would write NumPy's repr of a NumPy float
+    if not _PLAIN.issuperset(map(type, words)):  # else NumPy's repr of a NumPy float would be written
         words = [
             float(word) if isinstance(word, float) else word + 0 if isinstance(word, int) else word for word in words
         ]
     return _pack(tuple(words))
+
+
+def pack(words: Words) -> bytes:
+    """As `hiredis.pack_command`: an array of bulk strings (https://redis.io/docs/latest/develop/reference/protocol-spec/)."""
+    parts = [b"*%d" % len(words)]
+    for word in words:
+        data = word if isinstance(word, bytes) else str(word).encode()
+        parts += (b"$%d" % len(data), data)
+    return b"\r\n".join([*parts, b""])
+
+
+def _fastest() -> Callable[[tuple[Any, ...]], bytes]:
+    try:
+        import hiredis
+    except ImportError:
+        return pack
+    return hiredis.pack_command
+
+
+_pack: Final = _fastest()
 
 
 class Phase(Enum):
