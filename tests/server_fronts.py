@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Final, Self
 
 import trustme
-from server_lines import HOST
+from server_lines import HOST, PATIENCE
 from servers import Server
 
 CHUNK: Final = 65_536
@@ -24,6 +24,8 @@ class Line(Enum):
     """Passes them on."""
     STALLED = "stalled"
     """Holds them in both directions until the line is another; the connections stay."""
+    HELD = "held"
+    """The server gets everything; its answers wait until the line is another."""
     MUTE = "mute"
     """The server gets everything, the client nothing: its answers are thrown away."""
     CUT = "cut"
@@ -36,12 +38,14 @@ class Line(Enum):
 class Front:
     """A port that passes everything on to a server's. It lives in a thread of its own, so it serves every event loop.
 
-    `line` and `delay` (seconds before each piece of an answer) may be set at any time.
+    `line`, `delay` (seconds before each piece of an answer) and `spared` (answers that a CUT line still lets through)
+    may be set at any time.
     """
 
     def __init__(self, server: Server, *, delay: float = 0.0, context: ssl.SSLContext | None = None) -> None:
         self.server = server
         self.delay = delay
+        self.spared = 0
         self.port = 0
         self._context = context
         self._line = Line.OPEN
@@ -77,7 +81,7 @@ class Front:
         self._loop.close()
 
     def _call(self, work: Coroutine[Any, Any, None]) -> None:
-        asyncio.run_coroutine_threadsafe(work, self._loop).result(10)
+        asyncio.run_coroutine_threadsafe(work, self._loop).result(PATIENCE)
 
     # In the front's own loop
 
@@ -131,7 +135,7 @@ class Front:
     async def _ask(self, reader: asyncio.StreamReader, forth: asyncio.StreamWriter) -> None:
         with contextlib.suppress(OSError):
             while piece := await reader.read(CHUNK):
-                await self._while_stalled()
+                await self._while(Line.STALLED)
                 forth.write(piece)
                 await forth.drain()
 
@@ -139,15 +143,17 @@ class Front:
         with contextlib.suppress(OSError):
             while piece := await back.read(CHUNK):
                 await asyncio.sleep(self.delay)
-                await self._while_stalled()
+                await self._while(Line.STALLED, Line.HELD)
                 if self._line is Line.CUT:
-                    return
+                    if not self.spared:
+                        return
+                    self.spared -= 1
                 if self._line is not Line.MUTE:
                     writer.write(piece)
                     await writer.drain()
 
-    async def _while_stalled(self) -> None:
-        while self._line is Line.STALLED:
+    async def _while(self, *lines: Line) -> None:
+        while self._line in lines:
             await self._changed.wait()
 
 

@@ -1,6 +1,7 @@
 """Several servers that belong together: a master with replica and Sentinels, a cluster."""
 
 import atexit
+import re
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
@@ -11,6 +12,8 @@ from server_lines import HOST, ServerError, line_to, wait_until
 from servers import Option, Program, Sentinel, Server, programs
 
 SLOTS: Final = 16_384
+CALM: Final = 30_000
+"""ms without an answer that no server reaches, however busy the machine is: none is taken for lost."""
 
 
 class Group:
@@ -38,10 +41,18 @@ def wait_each(what: str, servers: Sequence[Server], holds: Callable[[Server], ob
         wait_until(f"{what} (port {server.port})", partial(holds, server))
 
 
+def counted(replica: Server, master: Server) -> bool:
+    """Their link is up in the eyes of both: the master counts the replica among those that may confirm a write."""
+    told = [value for name, value in master.info().items() if re.fullmatch(r"slave\d+", name)]
+    return replica.info().get("master_link_status") == "up" and any(
+        f"port={replica.port},state=online," in value for value in told
+    )
+
+
 def role(server: Server) -> str:
-    """ "master", "slave", or "down" where nothing answers."""
+    """ "master", "slave", or "down" where nothing answers, which takes its time where the server is paused."""
     try:
-        return str(server.ask("ROLE", seconds=0.5)[0].decode())
+        return str(server.ask("ROLE", seconds=10)[0].decode())
     except (OSError, ServerError):
         return "down"
 
@@ -64,6 +75,7 @@ class Replicated(Group):
         self.sentinels: tuple[Sentinel, ...] = ()
         self._wanted = sentinels
         self._down_after = down_after
+        self._watched_for = CALM
 
     def __enter__(self) -> Self:
         first, second = self.servers
@@ -81,12 +93,22 @@ class Replicated(Group):
     def _start_sentinels(self, port: int) -> None:
         watch = [
             f"monitor {self.NAME} {HOST} {port} {self._wanted // 2 + 1}",
-            f"down-after-milliseconds {self.NAME} {self._down_after}",
+            f"down-after-milliseconds {self.NAME} {CALM}",
             f"failover-timeout {self.NAME} {self._down_after * 6}",
         ]
         self.sentinels = tuple(Sentinel(self.program, sentinel=watch) for _ in range(self._wanted))
         self._start(self.sentinels)
         wait_each("it knows the replica and the other Sentinels", self.sentinels, self._complete)
+        self._watch(self._down_after)
+
+    def _watch(self, down_after: int) -> None:
+        for sentinel in self.sentinels:
+            sentinel.ask("SENTINEL", "SET", self.NAME, "down-after-milliseconds", down_after)
+        self._watched_for = down_after
+
+    def calm(self) -> None:
+        """From now on, only the master that `fail_over` kills is taken for lost."""
+        self._watch(CALM)
 
     def _complete(self, sentinel: Server) -> bool:
         flat = sentinel.ask("SENTINEL", "MASTER", self.NAME)
@@ -110,8 +132,8 @@ class Replicated(Group):
         return next(server for server in self.servers if server is not self.master)
 
     def wait_synced(self) -> None:
-        """Returns once the replica has what the master has."""
-        wait_until("the replica is in sync", lambda: self.replica.info().get("master_link_status") == "up")
+        """Returns once the replica has what the master has, and the master counts it."""
+        wait_until("the replica is in sync", lambda: counted(self.replica, self.master))
 
     def promote(self) -> Server:
         """Makes the replica a master by hand, of which no Sentinel knows; returns it."""
@@ -122,9 +144,12 @@ class Replicated(Group):
     def fail_over(self) -> Server:
         """Kills the master and waits until the Sentinels name the other, which is then master; returns it."""
         lost, heir = self.master, self.replica
+        watched_for = self._watched_for
+        self._watch(self._down_after)
         lost.kill()
         wait_until("the replica is promoted", lambda: role(heir) == "master")
         wait_each("the Sentinel names the new master", self.sentinels, lambda one: self._named_by(one) == heir.port)
+        self._watch(watched_for)
         return heir
 
     def _named_by(self, sentinel: Server) -> int:
@@ -156,6 +181,7 @@ class Cluster(Group):
             "cluster_announce_ip": HOST,
         }
         self.masters = masters
+        self._node_timeout = node_timeout
         self.nodes = tuple(Server(program, **settings | options) for _ in range(masters * (1 + replicas)))
         self._ids: dict[str, Server] = {}
 
@@ -171,11 +197,25 @@ class Cluster(Group):
     def __enter__(self) -> Self:
         try:
             self._start(self.nodes)
-            self._join()
+            with self.calm():  # a handshake is given up after this time too
+                self._join()
         except BaseException:
             self.close()
             raise
         return self
+
+    @contextmanager
+    def calm(self) -> Iterator[None]:
+        """Within the block no node is taken for lost, and no replica takes a master's place."""
+        self._watch(CALM)
+        try:
+            yield
+        finally:
+            self._watch(self._node_timeout)
+
+    def _watch(self, node_timeout: int) -> None:
+        for node in self.living:
+            node.ask("CONFIG", "SET", "cluster-node-timeout", node_timeout)
 
     def _join(self) -> None:
         self._ids = {node.ask("CLUSTER", "MYID").decode(): node for node in self.nodes}
@@ -204,10 +244,16 @@ class Cluster(Group):
 
     def wait_ok(self) -> None:
         """Returns once every running node says `cluster_state:ok` and names the same owners, all of them running, and
-        every running replica is in sync."""
+        every running replica is in sync, and counted by its master."""
         wait_each("the cluster is ok", self.living, lambda node: b"cluster_state:ok" in node.ask("CLUSTER", "INFO"))
         wait_until("the nodes agree on the owners of the slots", self._agreed)
-        wait_each("the replica is in sync", self.living, synced)
+        wait_each("the replica is in sync", self.living, self._synced)
+
+    def _synced(self, node: Server) -> bool:
+        told = node.info()
+        if told["role"] == "master":
+            return True
+        return any(counted(node, other) for other in self.nodes if other.port == int(told["master_port"]))
 
     def _agreed(self) -> bool:
         views = [owners(node) for node in self.living]
@@ -244,22 +290,23 @@ class Cluster(Group):
     def moving(self, slot: int, to: Server) -> Iterator[Server]:
         """Within the block the slot is on its way: keys that exist are still with the old owner (which is yielded), for
         others it answers ASK. At the end the keys are moved and `to` owns the slot."""
-        source = self.master_of(slot)
-        to.ask("CLUSTER", "SETSLOT", slot, "IMPORTING", self.id_of(source))
-        source.ask("CLUSTER", "SETSLOT", slot, "MIGRATING", self.id_of(to))
-        yield source
-        while self.move_keys(slot, source, to, 100):
-            pass
-        for node in (to, source, *(node for node in self.living if role(node) == "master")):
-            node.ask("CLUSTER", "SETSLOT", slot, "NODE", self.id_of(to))
-        self.wait_ok()
+        with self.calm():
+            source = self.master_of(slot)
+            to.ask("CLUSTER", "SETSLOT", slot, "IMPORTING", self.id_of(source))
+            source.ask("CLUSTER", "SETSLOT", slot, "MIGRATING", self.id_of(to))
+            yield source
+            while self.move_keys(slot, source, to, 100):
+                pass
+            for node in (to, source, *(node for node in self.living if role(node) == "master")):
+                node.ask("CLUSTER", "SETSLOT", slot, "NODE", self.id_of(to))
+            self.wait_ok()
 
     def move_keys(self, slot: int, source: Server, to: Server, at_most: int) -> int:
         """Moves some of the keys of a slot that is on its way; returns how many."""
         with line_to(source.port) as ask:
             keys = ask("CLUSTER", "GETKEYSINSLOT", slot, at_most)
             if keys:
-                ask("MIGRATE", HOST, to.port, "", 0, 5000, "KEYS", *keys)
+                ask("MIGRATE", HOST, to.port, "", 0, CALM, "KEYS", *keys)
         return len(keys)
 
     def move_slot(self, slot: int, to: Server) -> None:
@@ -279,14 +326,9 @@ def owners(node: Server) -> list[tuple[int, int, int]]:
     return sorted((entry[0], entry[1], entry[2][1]) for entry in node.ask("CLUSTER", "SLOTS"))
 
 
-def synced(node: Server) -> bool:
-    """A master, or a replica whose link to its master is up."""
-    return node.info().get("master_link_status", "up") == "up"
-
-
 @cache
 def _shared_cluster(program: Program | None) -> Cluster:
-    cluster = Cluster(program, replicas=0).__enter__()
+    cluster = Cluster(program, replicas=0, node_timeout=CALM).__enter__()
     atexit.register(cluster.close)
     return cluster
 

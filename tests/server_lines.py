@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, BinaryIO, Final
 
 HOST: Final = "127.0.0.1"
-PATIENCE: Final = 20.0
+PATIENCE: Final = 60.0
 """Seconds that any of the waits here may take before it counts as failed."""
 
 
@@ -63,7 +63,7 @@ def _element(file: BinaryIO) -> Any:
 
 
 @contextlib.contextmanager
-def line_to(port: int, seconds: float = 5.0) -> Iterator[Callable[..., Any]]:
+def line_to(port: int, seconds: float = PATIENCE / 2) -> Iterator[Callable[..., Any]]:
     """`ask(*words)` on one connection. Raises OSError (TimeoutError if nothing comes in time)."""
     with socket.create_connection((HOST, port), seconds) as link, link.makefile("rb") as file:
 

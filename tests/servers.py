@@ -21,7 +21,8 @@ import signal
 import socket
 import subprocess
 import tempfile
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
@@ -117,17 +118,31 @@ def workplace() -> Path:
 
 
 _numbers = count(1)
+_given: set[int] = set()
+"""Ports that were given out: a server that is down for a while must find its own free again."""
+
 _chance = SystemRandom()  # two runs with the same seed must not try the same ports
 
 
 def free_port() -> int:
-    """A port on which, and BUS above which, nothing listens now."""
+    """A port on which, and BUS above which, nothing listens now; each one is given once."""
     while True:
         port = _chance.choice(PORTS)
+        if port in _given:
+            continue
         with socket.socket() as first, socket.socket() as second, contextlib.suppress(OSError):
             first.bind((HOST, port))
             second.bind((HOST, port + BUS))
+            _given.add(port)
             return port
+
+
+@contextlib.contextmanager
+def closed_port() -> Iterator[int]:
+    """A port that refuses connections, and that nobody else can take meanwhile."""
+    with socket.socket() as holder:
+        holder.bind((HOST, 0))
+        yield holder.getsockname()[1]
 
 
 # A server
@@ -197,15 +212,18 @@ class Server:
         if self.running:
             return self
         fixed = self.port != 0
+        end = time.monotonic() + PATIENCE
         while True:
             if not fixed:
                 self.port = free_port()
+            known = len(self.log())
             self._spawn()
             wait_until(f"{self.program.path} answers or ends", lambda: self._answers() or not self._alive())
             if self._alive():
                 return self
-            if fixed or "in use" not in self.log():
-                raise ServerError(f"{self.program.path} did not start:\n{self.log()[-2000:]}")
+            said = self.log()[known:]
+            if "in use" not in said or time.monotonic() > end:
+                raise ServerError(f"{self.program.path} did not start:\n{said[-2000:]}")
 
     def stop(self) -> None:
         """Ends it in order: what it is configured to keep is saved."""
@@ -217,7 +235,9 @@ class Server:
 
     def pause(self) -> None:
         """It stays connected and answers nothing, until `resume`."""
-        os.kill(self.pid, signal.SIGSTOP)
+        pid = self.pid
+        os.kill(pid, signal.SIGSTOP)
+        os.waitpid(pid, os.WUNTRACED)  # the signal alone leaves it a moment in which it may answer
 
     def resume(self) -> None:
         os.kill(self.pid, signal.SIGCONT)
@@ -240,7 +260,7 @@ class Server:
 
     # Talking to it
 
-    def ask(self, *words: str | bytes | int, seconds: float = 5.0) -> Any:
+    def ask(self, *words: str | bytes | int, seconds: float = PATIENCE / 2) -> Any:
         """The answer to one command on a connection of its own, in RESP 2.
 
         Raises ServerError for an error, OSError where there is no server, TimeoutError where it does not answer."""
@@ -270,7 +290,8 @@ class Server:
 
     def _answers(self) -> bool:
         try:
-            return bool(self.ask("PING", seconds=1) == b"PONG")
+            # Who answers on the port may be another run's server, while this one is about to find the port taken.
+            return self.ask("PING", seconds=5) == b"PONG" and int(self.info()["process_id"]) == self.pid
         except ServerError as error:
             return "NOAUTH" in str(error)  # only a user with a name may talk to it
         except OSError:

@@ -174,7 +174,7 @@ def test_the_first_versions_design_finds_evicts_and_promotes() -> None:
 def driven(out: Path, *arguments: str) -> dict[str, Any]:
     command = [sys.executable, "-W", "error", "benchmarks/bench_redis.py", "--out", str(out), *arguments]
     environment = os.environ | {"PYTHONPATH": str(ROOT / "src")}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=900, check=False)
     assert done.returncode == 0, done.stderr
     saved: dict[str, Any] = json.loads(out.read_text(encoding="utf-8"))
     assert saved["benchmark"] == "redis"

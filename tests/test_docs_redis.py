@@ -5,11 +5,13 @@ import asyncio
 import re
 import tempfile
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from command_runs import ROOT
 from memory_places import WordEmbedder, settings_with
+from redis_places import PATIENT, eventually, until_it_says, until_it_works
 from server_groups import Replicated
 from servers import Program, Server
 
@@ -31,8 +33,11 @@ FOR_ANYBODY = {"auth", "hello"}
 WITHOUT_CLUSTER = {"+wait", "+set", "+cluster|slots", "+asking"}
 
 
+LONG = {"timeout": PATIENT, "connection_timeout": PATIENT}
+
+
 def backend(url: str, namespace: str = "default", **redis: float) -> PythonRAGBackend:
-    settings = Settings(redis=RedisSettings(**redis))  # type: ignore[arg-type]
+    settings = Settings(redis=RedisSettings(**(LONG | redis)))  # type: ignore[arg-type]
     return PythonRAGBackend(url=url, namespace=namespace, embedder=WordEmbedder(), settings=settings)
 
 
@@ -49,7 +54,7 @@ def allow(server: Server, line: str) -> str:
 async def use_all(url: str) -> None:
     """Every verb of the store, once."""
     now = [1.8e9]
-    tight = settings_with(working_capacity=5)
+    tight = replace(settings_with(working_capacity=5), redis=RedisSettings(**LONG))
     async with PythonRAGBackend(url=url, embedder=WordEmbedder(), settings=tight, clock=lambda: now[0]) as memory:
         items = [
             {"content": f"Boat number {i} is red.", "memory_type": "working", "actor": "Mia", "session": "harbour"}
@@ -169,8 +174,8 @@ def test_the_limits_are_the_scripts() -> None:
     assert re.search(r"ENTRIES_KEPT, NAMED_KEPT = 20000, 50000\b", lua)
     page = " ".join(PAGE.split())
     assert "keeps 20,000 entries, or fewer that name 50,000 memories" in page
-    assert re.search(r"GRACE = 60000\b", lua)
-    assert "server-side TTL of that plus one minute" in page
+    assert re.search(r"GRACE = 86400000\b", lua)
+    assert "server-side TTL of that plus one day" in page
 
 
 async def test_the_configuration_on_the_page_starts_a_server(server_program: Program) -> None:
@@ -204,22 +209,23 @@ async def test_a_replica_that_was_cut_off_takes_over(replicas: int, server_progr
     """Without WAIT an acknowledged memory is lost with the master; with it, it is not acknowledged."""
     with Replicated(server_program, sentinels=0) as group:
         master, replica = group.servers
-        async with backend(master.url, replicas=1, timeout=30.0) as memory:
+        async with backend(master.url, replicas=1) as memory:
             kept = await memory.store_memory("The lamp is lit.")
-        async with backend(master.url, replicas=replicas, timeout=1.0) as memory:
-            replica.pause()
-            master.ask("CLIENT", "KILL", "TYPE", "replica")
-            acknowledged = [kept]
-            if replicas:
-                with pytest.raises(StoreUnavailableError, match="0 of 1 replicas have confirmed"):
-                    await memory.store_memory("The boat is red.")
-            else:
-                acknowledged.append(await memory.store_memory("The boat is red."))
-            found = [hit.content for hit in await memory.recall_memories("The boat is red", touch=False)]
-            assert "The boat is red." in found
-            master.kill()
-            replica.resume()
-            await asyncio.to_thread(group.promote)
+        memory = backend(master.url, replicas=replicas, timeout=1.0 if replicas else PATIENT)
+        await eventually(memory.initialize)
+        replica.pause()
+        master.ask("CLIENT", "KILL", "TYPE", "replica")
+        acknowledged = [kept]
+        if replicas:
+            await until_it_says("0 of 1 replicas have confirmed", lambda: memory.store_memory("The boat is red."))
+        else:
+            acknowledged.append(await memory.store_memory("The boat is red."))
+        hits = await until_it_works(lambda: memory.recall_memories("The boat is red", touch=False))
+        assert "The boat is red." in {hit.content for hit in hits}
+        await memory.close()
+        master.kill()
+        replica.resume()
+        await asyncio.to_thread(group.promote)
         async with backend(replica.url) as memory:
             left = [memory_id for memory_id in acknowledged if await memory.get_memory(memory_id)]
         assert left == [kept]

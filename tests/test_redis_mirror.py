@@ -11,8 +11,9 @@ from unittest.mock import patch
 import numpy as np
 import pytest
 from index_scan import Memory, Scan, agree, unit
+from redis_places import PATIENT, eventually, until_it_works
 from redis_writer import EPOCH, Writer
-from server_fronts import SlowFront
+from server_fronts import Line, SlowFront
 from servers import Server
 
 from gemma_cli.rag.candidates import Hit, Question
@@ -38,7 +39,7 @@ pytest_plugins = ["server_fixtures"]
 
 WIDE = 8
 EAST, NORTH, UP = np.eye(WIDE, dtype=np.float32)[:3]
-SETTINGS = RedisSettings(timeout=2.0)
+SETTINGS = RedisSettings(timeout=PATIENT, connection_timeout=PATIENT)
 
 
 @pytest.fixture
@@ -255,17 +256,23 @@ async def test_a_look_that_was_on_its_way_does_not_serve_a_later_question(
 
 @pytest.mark.parametrize("attempts", [redis_mirror.ATTEMPTS, 1])
 async def test_text_vector_and_score_of_an_answer_belong_together(
-    writer: Writer, distant: tuple[Mirror, SlowFront], attempts: int
+    writer: Writer, distant: tuple[Mirror, SlowFront], redis_server: Server, attempts: int
 ) -> None:
     """Also of a memory that changes while the answer is made; with no attempt left, it is taken as it is then."""
     mirror, front = distant
     await writer.put(Memory(1, EAST, "red"), Memory(2, unit([1, 1, 0, 0, 0, 0, 0, 0]), "grey"))
     assert await found(mirror) == [1, 2]
-    front.delay = 0.05
+    before = looks(redis_server)
+
+    async def has_looked() -> bool:
+        return looks(redis_server) > before
+
     with patch.object(redis_mirror, "ATTEMPTS", attempts):
+        front.line = Line.HELD
         asked = asyncio.create_task(mirror.search(asks(), 0.0))
-        await asyncio.sleep(0.025)
+        await eventually(has_looked)
         await writer.put(Memory(1, NORTH, "blue"))
+        front.line = Line.OPEN
         first, second = await asked
     assert (first.content, second.content) == ("grey", "blue")
     assert np.array_equal(second.embedding, NORTH)  # type: ignore[arg-type]
@@ -560,29 +567,32 @@ async def test_a_caller_who_leaves_takes_nothing_from_the_others(writer: Writer,
 
 async def test_a_server_that_is_away_is_an_error_and_then_all_is_well_again(own_server: Server) -> None:
     """While the server hangs, a question fails within the time limit; afterwards it is answered, with what is new."""
-    link = RedisLink.acquire(own_server.url, RedisSettings(timeout=0.4))
+    link = RedisLink.acquire(own_server.url, SETTINGS)
     writer = Writer(link, Keys("ns"))
     await writer.begin(WIDE)
     await writer.put(Memory(1, EAST))
-    mirror = mirror_of(writer)
-    assert await found(mirror) == [1]
+    hurried = RedisLink.acquire(own_server.url, RedisSettings(timeout=0.4))
+    mirror = mirror_of(replace(writer, link=hurried))
+    assert await until_it_works(lambda: found(mirror)) == [1]
     own_server.pause()
     for outcome in await asyncio.gather(*(found(mirror) for _ in range(3)), return_exceptions=True):
         assert isinstance(outcome, StoreUnavailableError)
     own_server.resume()
     await writer.put(Memory(2, EAST))
-    assert await found(mirror) == [2, 1]
+    assert await until_it_works(lambda: found(mirror)) == [2, 1]
     await mirror.close()
+    await hurried.release()
     await link.release()
 
 
 async def test_a_closed_mirror_answers_nothing_and_leaves_no_thread(writer: Writer) -> None:
     """`close` waits for what is under way; the last mirror of an event loop ends the thread."""
+    others = threads()
     await writer.put(Memory(1, EAST))
     one, other = mirror_of(writer), mirror_of(writer)
     assert await found(one) == await found(other) == [1]
     await one.close()
-    assert threads()
+    assert threads() - others
     with pytest.raises(BackendStateError):
         await found(one)
     assert await found(other) == [1]
@@ -592,12 +602,13 @@ async def test_a_closed_mirror_answers_nothing_and_leaves_no_thread(writer: Writ
     await other.close()
     await other.close()
     assert await under_way[1] == [1]
-    assert not threads()
+    assert not threads() - others
 
 
 async def test_close_waits_for_an_answer_that_is_half_way(writer: Writer, distant: tuple[Mirror, SlowFront]) -> None:
     """A question that has only begun to read its memories is answered, and then nothing is left."""
     mirror, front = distant
+    others = threads()
     await writer.put(Memory(1, EAST))
     assert await mirror.holding([], 0.0) == {"id-1"}
     front.delay = 0.05
@@ -605,8 +616,9 @@ async def test_close_waits_for_an_answer_that_is_half_way(writer: Writer, distan
     await asyncio.sleep(0.075)
     await mirror.close()
     assert await asked == [1]
-    assert not threads()
+    assert not threads() - others
 
 
-def threads() -> list[str]:
-    return [thread.name for thread in threading.enumerate() if thread.name == "gemma-rag-indexes"]
+def threads() -> set[threading.Thread]:
+    """Those that serve indexes, also of event loops that other tests have left behind."""
+    return {thread for thread in threading.enumerate() if thread.name == "gemma-rag-indexes"}

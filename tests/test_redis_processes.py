@@ -10,7 +10,7 @@ from itertools import pairwise
 
 import pytest
 from conftest import Clock
-from redis_places import backend_on, state_of
+from redis_places import PATIENT, backend_on, state_of
 from servers import Program, Server
 from test_processes import Child, child
 
@@ -92,7 +92,7 @@ async def test_a_process_that_dies_while_it_writes_leaves_whole_batches(redis_se
 
 async def test_a_process_that_opens_at_the_same_moment_shares_the_namespace(redis_server: Server) -> None:
     """Of many that make a namespace at once, one does, and all use it."""
-    backends = [backend_on(redis_server.url, limit=1 + i / 100) for i in range(PROCESSES)]
+    backends = [backend_on(redis_server.url, limit=PATIENT + i) for i in range(PROCESSES)]
     assert all(await asyncio.gather(*(backend.initialize() for backend in backends)))
     ids = await asyncio.gather(*(backend.store_memory(f"n{i}", "semantic") for i, backend in enumerate(backends)))
     for backend in backends:
@@ -149,7 +149,7 @@ def drop(server: Server, *ids: str, namespace: str = "default") -> None:
     keys = [Keys(namespace).base + b"m:" + memory_id.encode() for memory_id in ids]
     for key in keys:
         assert server.ask("PEXPIRE", key, 1) == 1
-    end = time.monotonic() + 10
+    end = time.monotonic() + PATIENT
     while any(server.ask("EXISTS", key) for key in keys):
         assert time.monotonic() < end
         time.sleep(0.001)
