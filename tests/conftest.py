@@ -7,6 +7,14 @@ import tempfile
 
 import pytest
 
+try:
+    from hypothesis import settings
+except ModuleNotFoundError:  # some of the tests run without it
+    pass
+else:
+    settings.register_profile("unhurried", deadline=None)  # a busy machine takes as long as it takes
+    settings.load_profile("unhurried")
+
 START = 1_767_225_600.0
 """2026-01-01T00:00:00Z in seconds since the epoch: where the hand-ticked clock begins."""
 
