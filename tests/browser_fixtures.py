@@ -12,6 +12,7 @@ from typing import Final
 
 import pytest
 from browsers import PATIENCE
+from command_runs import TIMEOUT
 from playwright.sync_api import Browser, expect, sync_playwright
 
 NAMES: Final = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
@@ -28,7 +29,7 @@ def browser() -> Iterator[Browser]:
     if program is None:
         pytest.skip(f"no browser; install one of {', '.join(NAMES)}")
     with sync_playwright() as playwright:
-        opened = playwright.chromium.launch(executable_path=program, args=ARGUMENTS)
+        opened = playwright.chromium.launch(executable_path=program, args=ARGUMENTS, timeout=1_000 * TIMEOUT)
         expect.set_options(timeout=PATIENCE)
         yield opened
         opened.close()

@@ -6,10 +6,12 @@ from contextlib import contextmanager
 from typing import Any, Final
 from urllib.request import Request, urlopen
 
+from command_runs import TIMEOUT
 from playwright.sync_api import Browser, ConsoleMessage, Dialog, Error, Page, expect
 
-PATIENCE: Final = 20_000
+PATIENCE: Final = 60_000
 """Milliseconds that something on the page may take to show; nothing takes a tenth of it on an idle machine."""
+WIDER: Final = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
 VIOLATIONS: Final = """
 window.violations = [];
 document.addEventListener("securitypolicyviolation", (event) =>
@@ -33,9 +35,9 @@ def tab(browser: Browser, address: str, *, allowed: tuple[str, ...] = (), **opti
         dialog.dismiss()
 
     context = browser.new_context(**{"viewport": {"width": 1280, "height": 900}} | options)
+    context.set_default_timeout(PATIENCE)
     context.add_init_script(VIOLATIONS)
     page = context.new_page()
-    page.set_default_timeout(PATIENCE)
     page.on("console", hear)
     page.on("dialog", answer)
     page.on("pageerror", lambda error: said.append(f"uncaught: {error}"))
@@ -62,7 +64,7 @@ def ask(address: str, path: str, body: Any = None, method: str | None = None) ->
     """What the server's API answers, from outside of the browser."""
     data = None if body is None else json.dumps(body).encode()
     request = Request(address + path, data, {"Content-Type": "application/json"}, method=method)
-    with urlopen(request, timeout=30) as response:
+    with urlopen(request, timeout=TIMEOUT) as response:
         content = response.read()
     return json.loads(content) if content else None
 
@@ -76,7 +78,7 @@ def remember(address: str, *contents: str, tier: str = "short_term", **fields: A
 
 def overflow(page: Page) -> int:
     """By how many pixels the page is wider than its window."""
-    wider: int = page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
+    wider: int = page.evaluate(WIDER)
     return wider
 
 

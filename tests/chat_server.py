@@ -71,4 +71,4 @@ def chat_server() -> Iterator[ChatServer]:
             yield chat
         finally:
             server.should_exit = True
-            thread.join(10)
+            thread.join(60)

@@ -35,7 +35,7 @@ def backend(
 
 async def until(condition: Callable[[], object]) -> None:
     """Waits for what the background is about to do; fails after a time in which any machine has done it."""
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(60):
         while not condition():  # noqa: ASYNC110 what is waited for has no event to set
             await asyncio.sleep(QUICK)
 

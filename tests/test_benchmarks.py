@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from command_runs import ROOT, TIMEOUT
 
-ROOT = Path(__file__).parent.parent
 FACTS = {"cpu", "cores", "memory_gib", "load_average", "os", "python", "packages", "commit", "dirty", "date"}
 
 
@@ -19,7 +19,9 @@ def run(driver: str, out: Path, *arguments: str) -> dict[str, Any]:
     """What a driver saves, run in a process of its own as its user would run it."""
     command = [sys.executable, "-W", "error", f"benchmarks/{driver}.py", "--out", str(out), *arguments]
     environment = os.environ | {"PYTHONPATH": str(ROOT / "src")}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=TIMEOUT, check=False
+    )
     assert done.returncode == 0, done.stderr
     saved: dict[str, Any] = json.loads(out.read_text(encoding="utf-8"))
     assert saved["benchmark"] == driver.removeprefix("bench_")

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from chat_server import ChatServer, chat_server
-from command_runs import ROOT, Outcome, run_python
+from command_runs import ROOT, TIMEOUT, Outcome, run_python
 
 from gemma_cli.rag import MemoryEntry, PythonRAGBackend
 
@@ -167,7 +167,7 @@ def test_ctrl_c_ends_cleanly(server: ChatServer, url: str) -> None:
         assert process.stdout is not None
         assert process.stdout.read(5) == "Good "
         process.send_signal(signal.SIGINT)
-        _, told = process.communicate(timeout=60)
+        _, told = process.communicate(timeout=TIMEOUT)
     assert (process.returncode, told) == (0, "")
     assert [entry.content for entry in kept(url)] == ["Hello?"]
 

@@ -2,12 +2,13 @@
 
 import json
 import re
+import socket
 from importlib import resources
 from pathlib import Path
 
 import pytest
 from command_runs import ROOT, Outcome, run_command, run_python
-from servers import VARIABLE, Server, free_port, programs
+from servers import VARIABLE, Server, programs
 
 from gemma_cli.commands.demo import ABOUT_THE_CONVERSATION, CONVERSATION, HANDBOOK, QUESTIONS, questions
 from gemma_cli.rag import create_embedder
@@ -118,7 +119,10 @@ def test_two_agents_share_a_memory_on_redis(tmp_path: Path) -> None:
 
 def test_the_example_says_that_there_is_no_server(tmp_path: Path) -> None:
     """Without a server it ends with 1 and a sentence on what to do, not with a traceback."""
-    outcome = run_python(ROOT / "examples" / "redis_example.py", f"redis://localhost:{free_port()}/0", cwd=tmp_path)
+    with socket.socket() as held:  # bound and not listening: nobody else can get the port meanwhile
+        held.bind(("127.0.0.1", 0))
+        url = f"redis://127.0.0.1:{held.getsockname()[1]}/0"
+        outcome = run_python(ROOT / "examples" / "redis_example.py", url, cwd=tmp_path)
     assert outcome.code == 1
     assert "docker compose up" in outcome.stderr
     assert "Traceback" not in outcome.stderr

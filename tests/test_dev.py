@@ -141,9 +141,9 @@ def test_two_runs_take_turns(dev: ModuleType, monkeypatch: pytest.MonkeyPatch) -
     thread = threading.Thread(target=second)
     with dev.locked():
         thread.start()
-        assert waiting.wait(30)
+        assert waiting.wait(60)
         order.append("first")
-    thread.join(30)
+    thread.join(60)
     assert order == ["first", "second"]
     assert said == ["another run is at work on .venv; waiting for it"]
 

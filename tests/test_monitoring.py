@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gemma_cli.rag.errors import InvalidInputError
@@ -33,7 +33,7 @@ class Clock:
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while not condition():  # noqa: ASYNC110 - what is waited for has no event to set
             await asyncio.sleep(0.001)
 
@@ -170,6 +170,7 @@ async def test_metrics_errors_and_tokens_are_kept_by_name() -> None:
 
 
 @given(st.lists(st.floats(0, 1e6), min_size=1, max_size=40), st.integers(1, 12))
+@settings(deadline=None)
 def test_percentiles_are_those_of_the_latest_window(values: list[float], window: int) -> None:
     """p50, p95 and p99 are the nearest-rank percentiles of the last `window` values; the other figures cover all."""
 
@@ -287,6 +288,7 @@ async def test_reset_forgets_everything_and_restarts_the_uptime() -> None:
 
 
 @given(st.lists(st.floats(0, 100), max_size=30), st.integers(0, 40), st.integers(1, 12))
+@settings(deadline=None)
 def test_what_is_new_since_a_count_is_what_was_recorded_after_it(values: list[float], seen: int, window: int) -> None:
     """`latencies_since` gives the values after the first `count`, in their order and at most a window of them; a count
     that was never reached is one from before a reset, and all is new."""
@@ -312,6 +314,7 @@ def test_nothing_is_new_of_what_is_not_kept(options: dict[str, bool]) -> None:
 
 
 @given(st.lists(st.floats(0, 100) | st.sampled_from(BOUNDS), max_size=60))
+@settings(deadline=None)
 def test_the_histogram_counts_every_duration_once(values: list[float]) -> None:
     """Each duration falls into the first bucket whose bound is not below it, those above the last bound into one of
     their own; windows have no say in it."""
@@ -470,7 +473,8 @@ async def test_without_a_sink_reports_go_to_the_log(caplog: pytest.LogCaptureFix
 
 
 async def test_a_report_costs_no_more_than_sorting_its_windows() -> None:
-    """50 operations with full windows: one sort each, so some multiple of the sorting alone, not one sort a figure."""
+    """50 operations with full windows: one sort each, so some multiple of the sorting alone, not one sort a figure.
+    What other processes take of the machine does not count."""
     monitor = PerformanceMonitor()
     values = np.random.default_rng(1).random(2048)
     for n in range(50):
@@ -480,15 +484,15 @@ async def test_a_report_costs_no_more_than_sorting_its_windows() -> None:
     def best(work: Callable[[], object]) -> float:
         times = []
         for _ in range(10):
-            started = time.perf_counter()
+            started = time.thread_time()
             work()
-            times.append(time.perf_counter() - started)
+            times.append(time.thread_time() - started)
         return min(times)
 
     in_python = best(lambda: [sorted(values.tolist()) for _ in range(50)])
     times = []
     for _ in range(10):
-        started = time.perf_counter()
+        started = time.thread_time()
         await monitor.get_report()
-        times.append(time.perf_counter() - started)
+        times.append(time.thread_time() - started)
     assert min(times) < in_python

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import apsw
 import pytest
+from command_runs import TIMEOUT
 from memory_places import WordEmbedder, settings_with
 
 import gemma_cli
@@ -59,7 +60,7 @@ def child(mode: str, url: str, *arguments: object) -> Iterator[Child]:
     finally:
         started.process.stdin.close()
         try:
-            started.process.wait(30)
+            started.process.wait(TIMEOUT)
         finally:
             started.process.kill()
             started.process.wait()
@@ -139,7 +140,7 @@ async def test_processes_that_create_the_store_at_once_share_it(url, tmp_path):
     finally:
         for one in children:
             one.process.stdin.close()
-            one.process.wait(30)
+            one.process.wait(TIMEOUT)
             one.process.stdout.close()
     assert_sound(tmp_path / "memory.db")
 

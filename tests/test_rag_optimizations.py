@@ -37,12 +37,12 @@ def model() -> BusyModel:
 
 
 async def seconds(work: Callable[[], Awaitable[object]], times: int = 5) -> float:
-    """The best of several runs: the one that the machine disturbed least."""
+    """The least time of several runs that this thread was at work: what other processes take does not count."""
     taken = []
     for _ in range(times):
-        started = time.perf_counter()
+        started = time.thread_time()
         await work()
-        taken.append(time.perf_counter() - started)
+        taken.append(time.thread_time() - started)
     return min(taken)
 
 
@@ -119,12 +119,12 @@ class TestBatchEmbedder:
         class Slow:
             def encode(self, texts: list[str]) -> np.ndarray[Any, np.dtype[np.float64]]:
                 loop.call_soon_threadsafe(started.set)
-                asyncio.run_coroutine_threadsafe(go_on.wait(), loop).result(10)  # needs the loop to be free
+                asyncio.run_coroutine_threadsafe(go_on.wait(), loop).result(60)  # needs the loop to be free
                 return np.ones((len(texts), 2))
 
         async with BatchEmbedder(Slow()) as embedder:
             task = asyncio.create_task(embedder.embed_text("x"))
-            await asyncio.wait_for(started.wait(), 10)
+            await asyncio.wait_for(started.wait(), 60)
             go_on.set()
             assert (await task).tolist() == [1.0, 1.0]
 
@@ -251,7 +251,9 @@ class TestQueryOptimizer:
         """A hundred and fifty hits take less time than one query of 15 ms, the documented cost of a miss."""
 
         async def recall() -> list[int]:
-            await asyncio.sleep(0.015)
+            started = time.thread_time()
+            while time.thread_time() < started + 0.015:
+                pass
             return list(range(5))
 
         async with QueryOptimizer() as optimizer:
@@ -354,7 +356,7 @@ class TestMemoryConsolidator:
             await backend.store_memory("gem", "working", importance=1.0)
             consolidator = MemoryConsolidator(backend, promotion_threshold=0.75)
             await consolidator.start_background_task(interval=0.001)
-            async with asyncio.timeout(30):
+            async with asyncio.timeout(60):
                 while not consolidator.get_stats()["total_promotions"]:  # noqa: ASYNC110 there is no event for it
                     await asyncio.sleep(0.001)
             await consolidator.stop_background_task()

@@ -20,7 +20,6 @@ from mcp.client.streamable_http import streamable_http_client
 
 from gemma_cli.commands.serve import local_url
 from gemma_cli.commands.session import ExitCode
-from gemma_cli.edge.listening import LAST_ANSWERS
 from gemma_cli.server.endpoints import ENDPOINTS
 
 pytestmark = pytest.mark.anyio
@@ -49,7 +48,10 @@ def test_the_life_of_a_memory(url: str, notes: Path) -> None:
         used.add((request.method, request.url.path))
 
     hooks = {"request": [note]}
-    with server(url, "--root", str(notes)) as (address, _), httpx2.Client(base_url=address, event_hooks=hooks) as web:
+    with (
+        server(url, "--root", str(notes)) as (address, _),
+        httpx2.Client(base_url=address, event_hooks=hooks, timeout=TIMEOUT) as web,
+    ):
         given = {"content": "The spare key is with Ada.", "tier": "long_term", "tags": ["home"], "importance": 0.9}
         stored = web.post(MEMORIES, json=given)
         new = told(stored, 201)
@@ -117,12 +119,12 @@ def test_the_life_of_a_memory(url: str, notes: Path) -> None:
 async def test_agents_and_programs_share_one_port(url: str) -> None:
     """MCP is served beside the API, behind the same token, on the same memories."""
     with server(url, env={"GEMMA_RAG_SERVER_TOKEN": TOKEN}) as (address, _):
-        async with httpx2.AsyncClient(base_url=address) as web:
+        async with httpx2.AsyncClient(base_url=address, timeout=TIMEOUT) as web:
             assert refused(await web.post("/mcp", json={}), 401)["code"] == "unauthorized"
             evil = {**BEARER, "Host": "evil.example"}
             assert refused(await web.post("/mcp", json={}, headers=evil), 403)["code"] == "not_allowed"
         async with (
-            httpx2.AsyncClient(base_url=address, headers=BEARER) as web,
+            httpx2.AsyncClient(base_url=address, headers=BEARER, timeout=TIMEOUT) as web,
             Client(streamable_http_client(f"{address}/mcp", http_client=web)) as agent,
         ):
             result = await agent.call_tool("remember", {"content": "From an agent."})
@@ -136,21 +138,30 @@ async def test_agents_and_programs_share_one_port(url: str) -> None:
 def test_a_signal_ends_it_with_a_stream_open(number: signal.Signals, url: str, tmp_path: Path) -> None:
     """A signal ends open streams properly and the process at once, not after the time that answers are given; nothing
     acknowledged is lost."""
-    with server(url) as (address, process), httpx2.Client(base_url=address, timeout=TIMEOUT) as web:
+    env = {"PYTHONPATH": patient(tmp_path)}
+    with server(url, env=env) as (address, process), httpx2.Client(base_url=address, timeout=TIMEOUT) as web:
         told(web.post(MEMORIES, json={"content": "Kept.", "tier": "semantic"}), 201)
         told(web.post("/api/v1/recall", json={"query": "Kept"}))
         with web.stream("GET", "/api/v1/live") as stream:
             lines = stream.iter_lines()
             assert next(lines) == "retry: 2000"
             process.send_signal(number)
-            start = time.monotonic()
             rest = list(lines)  # a connection that breaks off raises here
             assert process.wait(TIMEOUT) == 0
         assert any(line.startswith("event: hello") for line in rest)
-        assert time.monotonic() - start < LAST_ANSWERS
     [kept] = call("--url", url, "list", "--json").json()
     assert (kept["content"], kept["access_count"]) == ("Kept.", 1)
     assert not (tmp_path / "memory.db-wal").exists()
+
+
+def patient(folder: Path) -> str:
+    """A PYTHONPATH on which the server gives the last answers more time than a test has."""
+    place = folder / "patient"
+    place.mkdir()
+    (place / "sitecustomize.py").write_text(
+        f"from gemma_cli.edge import listening\n\nlistening.LAST_ANSWERS = {10 * TIMEOUT}\n"
+    )
+    return os.pathsep.join([str(place), environment()["PYTHONPATH"]])
 
 
 def test_meaning_is_found_with_the_real_model(url: str) -> None:
@@ -216,7 +227,7 @@ def test_who_started_it_is_told_that_the_store_is_away(tmp_path: Path) -> None:
     with telling("--url", f"sqlite:///{tmp_path}/file/memory.db", "serve", "--port", "0") as lines:
         address = next(lines).split()[-1]
         assert next(lines).startswith("warning: not_ready reason=StoreUnavailableError")
-        assert httpx2.get(f"{address}/healthz").status_code == 200
+        assert httpx2.get(f"{address}/healthz", timeout=TIMEOUT).status_code == 200
 
 
 @contextmanager
@@ -258,8 +269,8 @@ def test_without_the_sdk_the_rest_is_served(url: str, tmp_path: Path) -> None:
         try:
             assert 'pip install "gemma-rag[mcp]"' in process.stderr.readline()
             address = process.stderr.readline().split()[-1]
-            assert told(httpx2.get(f"{address}/api/v1/stats"))["total"] == 0
-            assert refused(httpx2.post(f"{address}/mcp", json={}), 404)["code"] == "not_found"
+            assert told(httpx2.get(f"{address}/api/v1/stats", timeout=TIMEOUT))["total"] == 0
+            assert refused(httpx2.post(f"{address}/mcp", json={}, timeout=TIMEOUT), 404)["code"] == "not_found"
         finally:
             process.terminate()
 
@@ -293,11 +304,11 @@ def test_the_browser_is_opened_with_a_code(url: str, tmp_path: Path) -> None:
         opened = (tmp_path / "address").read_text().strip()
         assert opened.startswith(f"{address}/?code=")
         assert TOKEN not in opened
-        with httpx2.Client(base_url=address) as web:
+        with httpx2.Client(base_url=address, timeout=TIMEOUT) as web:
             response = web.get(opened)
             assert (response.status_code, response.headers["location"]) == (303, "/")
             told(web.get("/api/v1/stats"))
-        with httpx2.Client(base_url=address) as web:
+        with httpx2.Client(base_url=address, timeout=TIMEOUT) as web:
             assert web.get(opened).status_code == 303
             refused(web.get("/api/v1/stats"), 401)
 

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import schemathesis
+from command_runs import TIMEOUT
 from http_servers import BEARER, TOKEN, server
 from hypothesis import HealthCheck, Phase, given, settings
 from schemathesis import GenerationMode
@@ -20,7 +21,7 @@ def test_the_api_keeps_to_its_description(tmp_path: Path) -> None:
     internal error, and what the description forbids is refused. (Not held: that all it allows is accepted, since no
     schema can say that an id has to be there.)"""
     with server(f"sqlite:///{tmp_path / 'memory.db'}", env={"GEMMA_RAG_SERVER_TOKEN": TOKEN}) as (address, _):
-        schema = schemathesis.openapi.from_url(f"{address}/openapi.json", headers=BEARER)
+        schema = schemathesis.openapi.from_url(f"{address}/openapi.json", headers=BEARER, timeout=TIMEOUT)
         schema.validate()
         operations = [found.ok() for found in schema.get_all_operations()]
         assert len(operations) == 24  # all but the description itself
@@ -44,7 +45,7 @@ def ask(operation: "APIOperation", mode: GenerationMode) -> None:
     )
     @given(case=operation.as_strategy(generation_mode=mode))
     def asked(case: schemathesis.Case) -> None:
-        case.call_and_validate(headers=BEARER, excluded_checks=[positive_data_acceptance])
+        case.call_and_validate(headers=BEARER, excluded_checks=[positive_data_acceptance], timeout=TIMEOUT)
 
     try:
         asked()

@@ -83,10 +83,12 @@ def ask(server: str, path: str, body: dict[str, Any]) -> Any:
         connection.close()
 
 
-def closed_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-        port: int = listening.getsockname()[1]
-    return port
+@pytest.fixture
+def closed_port() -> Iterator[int]:
+    """A port at which nothing listens, and that nobody else can get meanwhile."""
+    with socket.socket() as held:
+        held.bind(("127.0.0.1", 0))
+        yield held.getsockname()[1]
 
 
 class Terminal:
@@ -266,10 +268,10 @@ def test_a_stored_text_does_not_move_the_cursor(url: str, tmp_path: Path) -> Non
     assert not {"\x07", "\u202e"} & set(terminal.text)
 
 
-def test_a_server_that_is_named_must_answer(run: Any, url: str, tmp_path: Path) -> None:
+def test_a_server_that_is_named_must_answer(run: Any, url: str, tmp_path: Path, closed_port: int) -> None:
     """A named server that is not there is an unreachable store, and no other store is shown in its place; one of
     another kind says what it is."""
-    outcome = run("top", "--once", "--server", f"http://127.0.0.1:{closed_port()}")
+    outcome = run("top", "--once", "--server", f"http://127.0.0.1:{closed_port}")
     assert outcome.code == 4
     assert "no server answers" in outcome.message
     assert outcome.stdout == ""
@@ -315,9 +317,9 @@ def test_a_server_with_a_token_wants_it(run: Any, url: str, tmp_path: Path) -> N
         assert run("top", "--once", "--server", server, GEMMA_RAG_SERVER_TOKEN=TOKEN).code == 0
 
 
-def test_a_store_that_is_not_there_is_told_so(run: Any, tmp_path: Path) -> None:
+def test_a_store_that_is_not_there_is_told_so(run: Any, closed_port: int) -> None:
     """A store that can't be reached ends the command as it ends any other."""
-    outcome = run("--url", f"redis://127.0.0.1:{closed_port()}", "top", "--once")
+    outcome = run("--url", f"redis://127.0.0.1:{closed_port}", "top", "--once")
     assert outcome.code == 4
     assert outcome.stdout == ""
 
