@@ -326,6 +326,21 @@ def test_the_chunks_of_a_document_stand_in_its_order_under_its_title() -> None:
     assert starts == sorted(starts)
 
 
+@pytest.mark.parametrize(
+    ("content", "shown"),
+    [
+        ("On Redis > Clocks\nKeep them together.", "[On Redis] Clocks\n  Keep them together."),
+        ("On Redis\nOne memory for all.", "[On Redis] One memory for all."),
+        ("On Redis", "[On Redis] On Redis"),
+        ("On Redis > Clocks", "[On Redis] On Redis > Clocks"),
+        ("On Rediscovery\nIt takes time.", "[On Redis] On Rediscovery\n  It takes time."),
+    ],
+)
+def test_a_title_is_said_once(content: str, shown: str) -> None:
+    """A chunk's heading that begins with the document's title goes on behind the brackets that hold it."""
+    assert line(memory(content, metadata={"source": "/a", "title": "On Redis"})) == shown
+
+
 # Counting
 
 

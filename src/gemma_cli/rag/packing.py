@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gemma_cli.rag import validation as check
+from gemma_cli.rag.documents import HEADING_SEPARATOR
 from gemma_cli.rag.duplicates import NEAR_DUPLICATE
 from gemma_cli.rag.errors import InvalidInputError, InvalidTypeError
 from gemma_cli.rag.memory import SOURCE_KEY, MemoryEntry
@@ -81,16 +82,27 @@ def render(entries: Iterable[MemoryEntry]) -> str:
 
 def _stamp(entry: MemoryEntry) -> str:
     """What stands in brackets: the document's title, the day; "" if neither is known."""
-    title = entry.metadata.get("title") if SOURCE_KEY in entry.metadata else None
-    parts = [_one_line(title)] if isinstance(title, str) and title.strip() else []
+    title = _title(entry)
+    parts = [title] if title else []
     if entry.occurred_at is not None:
         parts.append(entry.occurred_at.date().isoformat())
     return f"[{', '.join(parts)}]" if parts else ""
 
 
+def _title(entry: MemoryEntry) -> str:
+    """That of the document of which it is a chunk; "" if there is none."""
+    title = entry.metadata.get("title") if SOURCE_KEY in entry.metadata else None
+    return _one_line(title) if isinstance(title, str) else ""
+
+
 def _said(entry: MemoryEntry) -> str:
-    """Who said it, and the content with its further lines indented."""
+    """Who said it, and the content with its further lines indented, less the title where headings begin with it."""
     first, *more = [part.rstrip() for part in entry.content.strip().splitlines() if part.strip()]
+    title = _title(entry)
+    if title and more:
+        first = first.removeprefix(title + HEADING_SEPARATOR)
+        if first == title:
+            first, *more = more
     text = first if entry.actor is None else f"{_one_line(entry.actor)}: {first}"
     if text.startswith("["):
         text = "\\" + text
