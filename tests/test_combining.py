@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 
 import pytest
+from command_runs import TIMEOUT
 
 from gemma_cli.rag.combining import CombiningWorker
 from gemma_cli.rag.errors import BackendStateError, GemmaRagError, InvalidInputError, QueueFullError
@@ -32,7 +33,7 @@ class Doubler:
         self.batches.append(items)
         self.threads.add(threading.current_thread().name)
         self.entered.release()
-        assert self.door.wait(10)
+        assert self.door.wait(60)
         return [2 * item for item in items]
 
 
@@ -43,7 +44,7 @@ def make(handler: Callable[[list[int]], list[int | BaseException]], **options: o
 
 async def entered(handler: Doubler) -> None:
     """Waits, without blocking the loop, until the handler has been entered once more."""
-    assert await asyncio.to_thread(handler.entered.acquire, timeout=10)
+    assert await asyncio.to_thread(handler.entered.acquire, timeout=60)
 
 
 def thread_names() -> set[str]:
@@ -80,9 +81,15 @@ async def test_what_arrives_while_the_thread_is_busy_is_the_next_batch() -> None
 async def test_no_batch_is_larger_than_max_batch() -> None:
     """A crowd is cut at `max_batch`, the oldest first."""
     handler = Doubler()
+    handler.door.clear()
     worker = make(handler, max_batch=3)
-    await asyncio.gather(*(worker.submit(n) for n in range(7)))
-    assert handler.batches == [[0, 1, 2], [3, 4, 5], [6]]
+    first = asyncio.create_task(worker.submit(0))
+    await entered(handler)
+    crowd = [asyncio.create_task(worker.submit(n)) for n in range(1, 8)]
+    await asyncio.sleep(0)
+    handler.door.set()
+    await asyncio.gather(first, *crowd)
+    assert handler.batches == [[0], [1, 2, 3], [4, 5, 6], [7]]
     await worker.close()
 
 
@@ -109,7 +116,7 @@ async def test_a_raising_handler_fails_its_batch_and_no_other(error: BaseExcepti
         return list(items)
 
     worker = make(handler, max_batch=2)
-    futures = [worker.put(n) for n in range(4)]
+    futures = worker.put_many([0, 1, 2, 3])
     await asyncio.wait(futures)
     assert [future.exception() for future in futures[:2]] == [error, error]
     assert [future.result() for future in futures[2:]] == [2, 3]
@@ -201,8 +208,8 @@ async def test_an_error_that_arrives_with_the_cancellation_is_not_reported_as_lo
     first = asyncio.create_task(worker.submit(1))
     second = asyncio.create_task(worker.submit(2))
     await asyncio.sleep(0)
-    assert seen.acquire(timeout=10)
-    assert seen.acquire(timeout=10)  # blocks this loop on purpose: the first outcome is on its way and not yet seen
+    assert seen.acquire(timeout=60)
+    assert seen.acquire(timeout=60)  # blocks this loop on purpose: the first outcome is on its way and not yet seen
     asyncio.get_running_loop().call_soon(first.cancel)
     await asyncio.wait([first, second])
     assert first.cancelled()
@@ -344,13 +351,13 @@ async def test_a_loop_that_closed_while_its_item_waited_harms_nobody(caplog: pyt
 async def test_lingering_gathers_company_for_a_lone_item() -> None:
     """With `linger`, an item that finds the thread idle waits for others, so both make one batch."""
     handler = Doubler()
-    worker = make(handler, linger=10.0, max_batch=2)
+    worker = make(handler, linger=600.0, max_batch=2)
     first = worker.put(1)
     await asyncio.sleep(0.01)
     assert not first.done()
     second = worker.put(2)  # the batch is full: no reason to linger any longer
     assert [await first, await second] == [2, 4]
-    both = [worker.put(3), worker.put(4)]  # full at once
+    both = worker.put_many([3, 4])  # full at once
     assert [await future for future in both] == [6, 8]
     assert handler.batches == [[1, 2], [3, 4]]
     await worker.close()
@@ -399,7 +406,7 @@ async def test_an_item_withdrawn_during_the_choice_is_left_out() -> None:
 
     def slow(items: list[int]) -> list[int]:
         choosing.set()
-        assert go_on.wait(10)
+        assert go_on.wait(60)
         return list(range(len(items)))
 
     worker = make(handler, choose=slow)
@@ -407,11 +414,34 @@ async def test_an_item_withdrawn_during_the_choice_is_left_out() -> None:
     await entered(handler)
     futures += [worker.put(2), worker.put(3)]
     handler.door.set()
-    assert await asyncio.to_thread(choosing.wait, 10)
+    assert await asyncio.to_thread(choosing.wait, 60)
     assert worker.withdraw(futures[1])
     go_on.set()
     assert await futures[2] == 6
     assert handler.batches == [[1], [3]]
+    await worker.close()
+
+
+@pytest.mark.parametrize("error", [OverflowError("too large"), SystemExit("from another's code")])
+async def test_where_the_choice_fails_the_oldest_go(error: BaseException, caplog: pytest.LogCaptureFixture) -> None:
+    """A `choose` that raises, or names what is not there, costs nobody an outcome; the oldest go next."""
+    handler = Doubler()
+    handler.door.clear()
+    answers: list[BaseException | list[int]] = [error, [7]]
+
+    def choose(items: list[int]) -> list[int]:
+        if isinstance(answer := answers.pop(0), BaseException):
+            raise answer
+        return answer
+
+    worker = make(handler, choose=choose, max_batch=2)
+    futures = [worker.put(1)]
+    await entered(handler)
+    futures += [worker.put(n) for n in (2, 3, 4, 5, 6)]
+    handler.door.set()
+    assert [await asyncio.wait_for(future, 60) for future in futures] == [2, 4, 6, 8, 10, 12]
+    assert handler.batches[:3] == [[1], [2, 3], [4, 5]]
+    assert [record.message for record in caplog.records] == ["choice_failed"] * 2
     await worker.close()
 
 
@@ -429,23 +459,29 @@ async def test_a_worker_nobody_holds_ends_its_thread() -> None:
     thread = next(thread for thread in threading.enumerate() if thread.name == "dropped")
     del worker
     gc.collect()
-    await asyncio.to_thread(thread.join, 10)
+    await asyncio.to_thread(thread.join, 60)
     assert not thread.is_alive()
 
 
 def test_callers_cancelled_at_the_end_of_the_loop_leave_no_message() -> None:
     """A batch whose callers were all cancelled with their loop ends in silence: nobody is missing its outcome."""
     code = (
-        "import asyncio, time\n"
+        "import asyncio, atexit, threading\n"
         "from gemma_cli.rag.combining import CombiningWorker\n"
-        "worker = CombiningWorker(lambda items: time.sleep(0.2) or items, name='w', max_batch=1, max_waiting=9)\n"
+        "entered, ended = threading.Event(), threading.Event()\n"
+        "def held(items):\n"
+        "    entered.set()\n"
+        "    assert ended.wait(60)\n"
+        "    return items\n"
+        "worker = CombiningWorker(held, name='w', max_batch=1, max_waiting=9)\n"
         "async def main():\n"
         "    task = asyncio.create_task(worker.submit(1))\n"
-        "    await asyncio.sleep(0.05)\n"
+        "    assert await asyncio.to_thread(entered.wait, 60)\n"
+        "atexit.register(ended.set)\n"  # not before the exit has begun
         "asyncio.run(main())\n"
     )
     command = [sys.executable, "-W", "error", "-c", code]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT, check=True)
     assert done.stderr == ""
 
 
@@ -463,7 +499,7 @@ def test_a_forgotten_worker_does_not_keep_the_interpreter() -> None:
         "    worker.put(1)\n"
         "asyncio.run(main())\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=TIMEOUT, check=True)
     assert done.stdout == "batch done\n"
     assert "Traceback" not in done.stderr
 
@@ -494,7 +530,7 @@ async def test_nothing_is_lost_or_mixed_up_under_random_load() -> None:
     for turn in range(30):
         await asyncio.sleep(0.0005 * (turn % 2))
         cancelled += [task for task in chance.sample(tasks, 20) if task.cancel()]
-    done, pending = await asyncio.wait(tasks, timeout=30)
+    done, pending = await asyncio.wait(tasks, timeout=60)
     assert not pending
     assert cancelled
     stayed = [task for task in done if not task.cancelled()]

@@ -42,6 +42,9 @@ LONE: Final = 8
 """Lone texts whose times are kept until a queue has to be counted, and they with it: a call of the tokenizer for each
 would be some 2 % of its latency."""
 
+MOST_TOKENS: Final = 2**31
+"""A count beyond it is no count: a text has at most some tokens for each of its bytes."""
+
 _UNCOUNTED: Final = -1
 
 
@@ -183,7 +186,7 @@ class TokenCounter:
         if self.count is not None:
             try:
                 counts = list(map(operator.index, self.count(texts)))
-                if len(counts) != len(texts) or min(counts, default=0) < 0:
+                if len(counts) != len(texts) or not all(0 <= count <= MOST_TOKENS for count in counts):
                     raise ModelError(f"model: count_tokens returned {counts!r:.80} for {len(texts)} texts")
                 return counts
             except Exception as error:  # whatever a foreign model raises: see above

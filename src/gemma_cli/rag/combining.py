@@ -38,8 +38,8 @@ class CombiningWorker(Generic[T, R]):
     name: the thread's name, also used in messages.
     max_waiting: items that may wait beside the batch in progress; one more is a `QueueFullError`.
     linger: seconds that the idle thread gives the first item's company to arrive (fewer once `max_batch` wait).
-    choose: given the oldest waiting items, the positions of those that make the next batch (at least one; it runs in
-        the thread and must not raise). Without it a batch is the oldest items.
+    choose: given the oldest waiting items, the positions of those that make the next batch (at least one). It runs in
+        the thread. Without it a batch is the oldest items; so it is where it raises, which is logged.
 
     Callers may live in several event loops and threads. The thread starts with the first item and ends with `close`,
     or, where that was forgotten, when the worker is collected or the interpreter exits (what still waits then is lost).
@@ -233,9 +233,13 @@ class _Line(Generic[T, R]):
                 return self.pop(list(islice(self.waiting, self.max_batch)))
         with self.lock:
             oldest = list(islice(self.waiting.items(), CHOICE_WINDOW * self.max_batch))
-        chosen = self.choose([item for _, item in oldest])
+        try:
+            chosen = [oldest[position][0] for position in self.choose([item for _, item in oldest])]
+        except BaseException:  # whatever it is, nobody may wait for good because of an order
+            logger.exception("choice_failed", extra={"worker": self.name})
+            chosen = [future for future, _ in oldest[: self.max_batch]]
         with self.lock:
-            return self.pop([oldest[position][0] for position in chosen])
+            return self.pop(chosen)
 
     def pop(self, futures: list[asyncio.Future[R]]) -> tuple[list[asyncio.Future[R]], list[T]]:
         taken = [(future, self.waiting.pop(future)) for future in futures if future in self.waiting]
