@@ -13,6 +13,7 @@ from index_scan import Memory, Scan, agree, answers, changes, indexed, unit
 from numpy.typing import NDArray
 
 from gemma_cli.rag import blocks
+from gemma_cli.rag import index as index_module
 from gemma_cli.rag.candidates import MOST_CANDIDATES, Question
 from gemma_cli.rag.index import MemoryIndex
 from gemma_cli.rag.memory import TIERS, MemoryTier
@@ -67,13 +68,13 @@ steps = st.lists(
 )
 
 
-@given(steps, st.lists(questions, min_size=1, max_size=5), st.sampled_from([0, 3, 1024]))
+@given(steps, st.lists(questions, min_size=1, max_size=5), st.sampled_from([0, 3, 1024]), st.sampled_from([-99, 256]))
 @settings(deadline=None, max_examples=150)
 def test_the_answers_are_those_of_a_plain_scan(
-    history: list[tuple[list[Memory], list[int]]], asked: list[Question], compact_above: int
+    history: list[tuple[list[Memory], list[int]]], asked: list[Question], compact_above: int, spare: int
 ) -> None:
     """After any additions, changes, moves, removals and expiries, with any filters, alone or several at once."""
-    with patch.object(blocks, "COMPACT_ABOVE", compact_above):
+    with patch.object(blocks, "COMPACT_ABOVE", compact_above), patch.object(index_module, "SPARE_ACTORS", spare):
         index, scan = MemoryIndex(5), Scan()
         for number, (added, removed) in enumerate(history):
             index.apply(changes(number, added, removed, wide=5, actors=index.actors))
@@ -87,6 +88,31 @@ def test_the_answers_are_those_of_a_plain_scan(
                     assert answers(index, [question], now, scan.memories) == [hits]
                 assert len(index) == sum(m.expires > now for m in scan.memories.values())
         assert index.sequence == len(history) - 1
+
+
+def test_actors_without_a_memory_are_forgotten() -> None:
+    """However many have come and gone, about as many are known as there are memories; and these answer to their names
+    right after the others were forgotten."""
+    index, scan = MemoryIndex(5), Scan()
+    known = forgotten = 0
+    for row in range(1_000):
+        memory = Memory(row, unit([1, 2, 3, 4, 5]), "red", tier=TIERS[row % 5], actor=f"Ann{row}" if row % 7 else None)
+        index.apply(changes(row, [memory], [row - 6], wide=5, actors=index.actors))
+        scan.memories.pop(row - 6, None)
+        scan.memories[row] = memory
+        before, known = known, len(index.actors)
+        assert known <= index_module.SPARE_ACTORS + 2 * 6
+        if known < before:
+            forgotten += 1
+            for named in range(row - 7, row + 1):
+                terms = query_terms(f"did ann{named} like red")
+                question = Question(unit([1, 2, 3, 4, 5]), terms, RECALL, 10)
+                agree(answers(index, [question], 0.0, scan.memories)[0], scan.scores(question, 0.0), 10)
+                lives = named in scan.memories and named % 7 > 0
+                assert index.known(query_terms(f"ann{named}"), 0.0).actors == set(
+                    query_terms(f"ann{named}").tolist() if lives else []
+                )
+    assert forgotten == 3
 
 
 # One large case

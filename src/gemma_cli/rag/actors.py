@@ -48,7 +48,7 @@ def meant(named: Mapping[int, set[int]]) -> set[int]:
 
 
 class Actors:
-    """The actors of one namespace, numbered from 1 in the order in which they first appear."""
+    """The actors of one namespace, numbered from 1 in the order in which they appear."""
 
     def __init__(self) -> None:
         self._numbers: dict[str, int] = {}
@@ -65,6 +65,19 @@ class Actors:
             for term in word_terms(name):
                 self._by_term.setdefault(term, set()).add(number)
         return number
+
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+    def keep(self, living: Collection[int]) -> NDArray[np.int32]:
+        """Forgets all others and numbers these anew: what was n is the n-th of what is returned."""
+        kept = [(number, name) for name, number in self._numbers.items() if number in living]
+        numbers = np.zeros(len(self._numbers) + 1, np.int32)
+        self._numbers.clear()
+        self._by_term.clear()
+        for number, name in kept:
+            numbers[number] = self._number(name)
+        return numbers
 
     def named(self, terms: NDArray[np.uint64], living: Collection[int]) -> dict[int, set[int]]:
         """Those of a question's terms that are words of actors' names, and whose; only `living` actors count, those of

@@ -188,6 +188,11 @@ class Block:
             self._speaking = self.version, frozenset(np.flatnonzero(counts).tolist()) - {NOBODY}
         return self._speaking[1]
 
+    def renumber(self, numbers: NDArray[np.int32]) -> None:
+        """The actor n is `numbers[n]` from now on."""
+        self.actors[: self.used] = numbers[self.actors[: self.used]]
+        self._speaking = None
+
     def agreement(self, named: int) -> NDArray[np.float32]:
         """For each slot: 1 if it is from the actor `named`, -1 if it is from another, 0 where either is unknown."""
         if named == NOBODY:

@@ -27,6 +27,9 @@ FREQUENT_FROM: Final = 20
 FREQUENT_SHARE: Final = 0.05
 """A term is frequent where so many memories, and such a share of all, hold it: as a talk holds its speakers' names."""
 
+SPARE_ACTORS: Final = 256
+"""Actors that may outlast their memories."""
+
 
 @dataclass(frozen=True, slots=True)
 class Changes:
@@ -71,6 +74,10 @@ class MemoryIndex:
             block, added = self._blocks[tier], changes.added.take(np.flatnonzero(changes.tiers == tier))
             self._sessions.add(tier, block.used, added)
             block.add(added)
+        if len(self.actors) > 2 * len(self) + SPARE_ACTORS:
+            numbers = self.actors.keep(living_actors(self._blocks))
+            for block in self._blocks:
+                block.renumber(numbers)
         self.sequence = changes.sequence
 
     def _remove(self, rows: Iterable[int]) -> None:
