@@ -479,6 +479,29 @@ async def test_close_serves_who_waits_and_refuses_who_comes() -> None:
     assert embedder.model is model
 
 
+async def test_a_call_too_large_for_the_queue_goes_on_while_the_processor_stops_and_ends_with_close() -> None:
+    """What such a call has not queued yet is computed all the same after `stop_background_processor`; after `close` it
+    raises."""
+    for end, lasting in ((BatchEmbedder.stop_background_processor, True), (BatchEmbedder.close, False)):
+        model = Model()
+        model.door.clear()
+        embedder = BatchEmbedder(model, batch_size=2)
+        await embedder.start_background_processor()
+        texts = [f"text {n}" for n in range(20)]
+        call = asyncio.create_task(embedder.embed_batch(texts))
+        await model.held()
+        ending = asyncio.create_task(end(embedder))
+        await turn()
+        model.door.set()
+        await ending
+        if lasting:
+            np.testing.assert_array_equal(np.stack(await call), np.stack([vector_of(text) for text in texts]))
+            await embedder.close()
+        else:
+            with pytest.raises(BackendStateError, match="closed"):
+                await call
+
+
 async def test_callers_in_other_event_loops_share_cache_and_thread() -> None:
     """Loops in several threads get right vectors from one embedder, each text computed once while it is cached."""
     model = Model()

@@ -31,7 +31,7 @@ async def where(backend):
 
 async def until(condition):
     """Waits for a condition that another task brings about."""
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(60):
         while not condition():  # noqa: ASYNC110 what is waited for has no event of its own
             await asyncio.sleep(0.001)
 
@@ -298,7 +298,7 @@ async def test_background_tasks_can_only_clean_up(clock):
         token = await backend.change_token()
         async with BackgroundTasks(backend) as running:
             assert running.consolidator is None
-            async with asyncio.timeout(30):
+            async with asyncio.timeout(60):
                 while await backend.change_token() == token:  # noqa: ASYNC110 what is waited for has no event
                     await asyncio.sleep(0.001)
         assert await backend.cleanup_expired() == 0
@@ -319,9 +319,9 @@ async def test_the_background_ends_with_its_backend(backend):
     """A task whose backend was closed notes that once and ends; it does not go on failing."""
     consolidator = MemoryConsolidator(backend)
     await consolidator.start_background_task(0.01)
-    await backend.close()
     [task] = [task for task in asyncio.all_tasks() if task.get_name() == "gemma-rag-consolidation"]
-    await asyncio.wait_for(task, 10)
+    await backend.close()
+    await asyncio.wait_for(task, 60)
     assert not consolidator.get_stats()["running"]
     assert consolidator.get_stats()["errors"] == 1
     assert "not open" in consolidator.get_stats()["last_error"]

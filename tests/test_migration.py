@@ -17,7 +17,7 @@ from conftest import Clock
 from memory_places import DIMENSION, STORE_KINDS, Place, WordEmbedder, settings_with
 
 from gemma_cli.commands.session import ExitCode
-from gemma_cli.rag import InvalidInputError, MemoryEntry, ModelMismatchError, PythonRAGBackend
+from gemma_cli.rag import InvalidInputError, MemoryEntry, ModelMismatchError, PythonRAGBackend, Settings
 from gemma_cli.rag import migration as module
 from gemma_cli.rag import migration_marks as marks_module
 from gemma_cli.rag.memory import TIER_POLICIES, TierRules
@@ -25,12 +25,17 @@ from gemma_cli.rag.migration import ROUNDS, Migration, Terms
 from gemma_cli.rag.migration_marks import Memory, checksum, entry_digest, mark
 from gemma_cli.rag.migration_report import Place as End
 from gemma_cli.rag.migration_report import Report
+from gemma_cli.rag.settings import RedisSettings
 from gemma_cli.rag.stores.base import Link, Linking, Particular, Store, TokenStore
 from gemma_cli.rag.stores.sqlite import SqliteStore
 
 pytestmark = pytest.mark.anyio
 
 EVERY = 10_000
+LONG = 30.0
+"""Seconds that an operation on Redis may take: more than the default, for the machine may be busy."""
+
+PATIENT = Settings(redis=RedisSettings(timeout=LONG, connection_timeout=LONG))
 MICROSECOND = timedelta(microseconds=1)
 
 
@@ -47,7 +52,7 @@ class Pair:
     async def open(self) -> None:
         names = "old house", "new {house}"
         self.old, self.new = [
-            await place.open(namespace=name, clock=self._clock, embedder=embedder)
+            await place.open(namespace=name, clock=self._clock, embedder=embedder, settings=PATIENT)
             for place, name, embedder in zip(self._places, names, self.embedders, strict=True)
         ]
 

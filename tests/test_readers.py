@@ -271,6 +271,25 @@ def test_what_names_no_file_is_bad_input(path: Any, error: type[Exception]) -> N
         read_document(path)
 
 
+def test_a_name_that_can_t_be_kept_is_the_files_fault(tmp_path: Path) -> None:
+    """A name that is not UTF-8, a link of such a name, and a path of more than 512 characters are refused as `path`,
+    not as what they would have been kept as."""
+    inner = tmp_path.joinpath(*("d" * 150 for _ in range(4)))
+    inner.mkdir(parents=True)
+    (tmp_path / "good.txt").write_text("words")
+    bad = [inner / "long.txt", tmp_path / "caf\udce9.txt", tmp_path / "link\udce9.txt"]
+    try:
+        bad[0].write_text("words")
+        bad[1].write_text("words")
+        bad[2].symlink_to(tmp_path / "good.txt")
+    except (OSError, UnicodeEncodeError):
+        pytest.skip("this system refuses such names itself")
+    for path in bad:
+        with pytest.raises(DocumentError, match=r"^path: .*; rename or move '") as caught:
+            read_document(path)
+        str(caught.value).encode()
+
+
 def test_an_encrypted_pdf_is_refused(tmp_path: Path) -> None:
     """A password that is not known is said to be the reason."""
     with pytest.raises(DocumentError, match="is encrypted"):

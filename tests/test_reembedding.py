@@ -4,8 +4,9 @@ import asyncio
 
 import pytest
 from memory_places import WordEmbedder, settings_with
+from servers import shared
 
-from gemma_cli.rag import ModelMismatchError, PythonRAGBackend
+from gemma_cli.rag import ModelMismatchError, PythonRAGBackend, StoreError
 from gemma_cli.rag import reembedding as module
 
 pytestmark = pytest.mark.anyio
@@ -161,3 +162,61 @@ async def test_going_over_to_the_same_model_changes_no_answer(url):
         before = [(hit.id, hit.score) for hit in await backend.recall_memories("note number3", touch=False)]
         assert await backend.reembed() == 20
         assert [(hit.id, hit.score) for hit in await backend.recall_memories("note number3")] == before
+
+
+async def test_a_change_of_model_that_is_not_committed_is_none(url):
+    """Where the last step fails at its very end, the old vectors serve, and another process's change is noticed."""
+    ids = await filled(url, 5)
+    backend = backend_on(url, WordEmbedder(salt="new"))
+    await backend.open(require_model=False)
+    store, vectorizer = backend._repository.store, await backend._repository.vectorizer()
+    model = await vectorizer.model()
+    await store.reembed_begin(model, backend.now())
+    pending = await store.reembed_next(5)
+    await store.reembed_put(model, pending, await vectorizer.vectors([one.content for one in pending]))
+    writer = store._state.writer
+    writer.set_commit_hook(lambda: True)
+    with pytest.raises(StoreError):
+        await store.reembed_finish(model, backend.now())
+    writer.set_commit_hook(None)
+    async with backend_on(url, WordEmbedder()) as old:
+        [hit] = await old.recall_memories("note number3", limit=1)
+        assert hit.similarity_score == pytest.approx(1, abs=1e-5)
+    assert await backend.delete_memory(ids[0])
+    other = backend_on(url, WordEmbedder(salt="other"))
+    await other.open(require_model=False)
+    assert await other.reembed() == 4
+    await other.close()
+    with pytest.raises(ModelMismatchError, match="open it again"):
+        await backend.delete_memory(ids[1])
+    await backend.close()
+
+
+async def test_what_a_server_refuses_before_the_last_step_is_answered_is_asked_again(monkeypatch):
+    """A write that comes to a Redis server after the last step, and is refused before its answer is there, is done."""
+    url = shared().url
+    ids = await filled(url, 5)
+    async with backend_on(url, WordEmbedder()) as backend:
+        store, vectorizer = backend._repository.store, await backend._repository.vectorizer()
+        model = await vectorizer.model()
+        await store.reembed_begin(model, backend.now())
+        pending = await store.reembed_next(5)
+        await store.reembed_put(model, pending, await vectorizer.vectors([one.content for one in pending]))
+        write, refused, done = store._write, asyncio.Event(), asyncio.Event()
+
+        async def slowly(link, script, words, again=None):
+            try:
+                answer = await write(link, script, words, again)
+            except ModelMismatchError:
+                refused.set()
+                raise
+            if "finish" in words:
+                done.set()
+                await refused.wait()
+            return answer
+
+        monkeypatch.setattr(store, "_write", slowly)
+        ended = asyncio.create_task(store.reembed_finish(model, backend.now()))
+        await done.wait()
+        assert await backend.delete_memory(ids[0])
+        assert await ended

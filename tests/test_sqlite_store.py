@@ -337,6 +337,19 @@ async def test_a_reader_that_lags_behind_the_removals_loads_anew(path, monkeypat
             assert len(await backend.recall_memories("note", limit=1_000)) == 51
 
 
+@pytest.mark.parametrize("before", [0, 1])
+async def test_removals_that_fall_on_every_second_change_are_forgotten(path, monkeypatch, before):
+    """What is stored and deleted in turn leaves no more removals than are kept, whichever numbers they have."""
+    monkeypatch.setattr(sqlite_write, "REMOVALS_KEPT", 10)
+    monkeypatch.setattr(sqlite_write, "TRIMMED_EVERY", 16)
+    async with backend_on(path) as backend:
+        await backend.store_memories([{"content": "note"}] * before)
+        for _ in range(60):
+            await backend.delete_memory(await backend.store_memory("note", "semantic"))
+        with database(path) as db:
+            assert 10 <= db.execute("SELECT count(*) FROM removals").get <= 10 + 16
+
+
 # Full disks, failing writes, the log
 
 

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 from memory_places import WordEmbedder
 
@@ -66,6 +67,21 @@ async def test_the_cache_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPa
             await backend.recall_memories(f"question {number}")
         questions = [f"question {number}" for number in range(10)]
         assert await kept(backend, *questions) == set(questions[5:])
+
+
+async def test_namespaces_that_take_turns_are_bounded_alike(tmp_path: Path) -> None:
+    """Each keeps about its capacity, whoever else writes between two of its vectors."""
+    vector = np.ones(64, np.float32) / 8
+    texts = [f"text {number}" for number in range(400)]
+    async with opened(tmp_path, WordEmbedder()) as one:
+        other = PythonRAGBackend(url=one.url, namespace="other", embedder=WordEmbedder(), settings=settings(1000))
+        async with other:
+            for text in texts:
+                for backend in (one, other):
+                    backend._repository.store.cache_vectors({text: vector}, 10)
+                    await kept(backend)
+            for backend in (one, other):
+                assert 10 <= len(await kept(backend, *texts)) <= 10 + 2 * sqlite_embeddings.TRIMMED_EVERY
 
 
 async def test_another_models_vectors_are_gone(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from memory_places import WordEmbedder, settings_with
 
-from gemma_cli.rag import DocumentError, DocumentNotFoundError, PythonRAGBackend
+from gemma_cli.rag import DocumentError, DocumentNotFoundError, InvalidInputError, PythonRAGBackend
 from gemma_cli.rag.ingestion import documents_in
 
 pytestmark = pytest.mark.anyio
@@ -67,9 +67,17 @@ async def test_a_failed_export_leaves_the_old_file(backend, tmp_path, monkeypatc
     assert list(tmp_path.iterdir()) == [path]
 
 
-@pytest.mark.parametrize("name", ["missing/all.jsonl", ".", "a\0b"])
+@pytest.mark.parametrize("path", [None, 5, b"all.jsonl", "", "a\0b"])
+async def test_what_names_no_file_is_bad_input(backend, path):
+    """Arguments that can't be a path raise an error that begins with the argument's name, both ways."""
+    for verb in (backend.export_memories, backend.import_memories):
+        with pytest.raises(InvalidInputError, match=r"^path: "):
+            await verb(path)
+
+
+@pytest.mark.parametrize("name", ["missing/all.jsonl", "."])
 async def test_a_place_that_can_t_be_written_is_an_error(backend, tmp_path, name):
-    """A missing directory, a directory and an impossible name raise DocumentError."""
+    """A missing directory and a directory raise DocumentError."""
     with pytest.raises(DocumentError, match="can't be written"):
         await backend.export_memories(f"{tmp_path}/{name}")
 

@@ -199,8 +199,8 @@ def test_metadata_is_a_deep_copy_in_json_terms() -> None:
         ({"a": math.nan}, "only JSON values"),
         ({"a": [math.inf]}, "only JSON values"),
         ({"a": np.float32(1)}, "only JSON values"),
-        (CYCLE, "only JSON values"),
-        ({"a": deep(100_000)}, "only JSON values"),
+        (CYCLE, "nested deeper than 64 levels"),
+        ({"a": deep(100_000)}, "nested deeper than 64 levels"),
         ({"a": "\ud800"}, "half of a surrogate pair"),
         ({"\udfff": 1}, "half of a surrogate pair"),
     ],
@@ -217,6 +217,17 @@ def test_metadata_has_a_size_limit_in_characters_of_json() -> None:
     assert check.metadata({"a": "x" * 10}, max_chars=19) == {"a": "x" * 10}
     with pytest.raises(InvalidInputError, match=r"^metadata: 20 characters as JSON, more than 19"):
         check.metadata({"a": "x" * 11}, max_chars=19)
+
+
+def test_metadata_has_a_limit_to_its_depth() -> None:
+    """Exactly the limit passes, the mapping itself counted; one more is refused, except from what is stored already."""
+    deepest, deeper = {"a": deep(check.MAX_METADATA_DEPTH - 2)}, {"a": deep(check.MAX_METADATA_DEPTH - 1)}
+    assert check.metadata(deepest) == deepest
+    with pytest.raises(InvalidInputError, match=r"^metadata: is nested deeper than 64 levels"):
+        check.metadata(deeper)
+    assert check.metadata(deeper, max_depth=None) == deeper
+    with pytest.raises(InvalidInputError, match=r"^metadata: only JSON values"):
+        check.metadata(CYCLE, max_depth=None)
 
 
 @pytest.mark.parametrize(

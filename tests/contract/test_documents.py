@@ -1,7 +1,12 @@
 """Documents in, files out and in again, over every store."""
 
+import asyncio
+import json
 import os
+import threading
+from contextlib import suppress
 from pathlib import Path
+from uuid import UUID
 
 import pytest
 from memory_places import WordEmbedder, settings_with
@@ -113,6 +118,85 @@ async def test_two_documents_of_the_same_text_are_two(place, tmp_path):
     assert len(await backend.all_memories()) == 2 * first
 
 
+@pytest.mark.parametrize("own", ["removed", "moved out"])
+async def test_a_chunk_that_was_taken_out_comes_back(place, tmp_path, own):
+    """A chunk that its owner has forgotten, or made a memory outside the document, is new the next time, also one of
+    several with the same text; the memory outside stays."""
+    path = tmp_path / "verse.txt"
+    verse = "The tide comes in and the tide goes out, and the keeper counts the waves between them."
+    path.write_text("\n\n".join([verse, "A fisherman waves from his boat to the tower.", verse]))
+    backend = await place.open()
+    sizes = {"chunk_size": 32, "chunk_overlap": 0}
+    count = await backend.ingest_document(path, **sizes)
+    before = await chunks(backend, path)
+    texts = [entry.content for entry in before]
+    assert len(set(texts)) < count
+    for entry in before:
+        if own == "removed":
+            await backend.delete_memory(entry.id)
+        else:
+            await backend.update_memory(entry.id, session="notes")
+        assert await backend.ingest_document(path, **sizes) == 1
+        assert [entry.content for entry in await chunks(backend, path)] == texts
+    assert len(await backend.list_memories(session="notes")) == (0 if own == "removed" else count)
+    assert await backend.ingest_document(path, **sizes) == 0
+
+
+async def test_chunks_are_listed_in_the_order_of_the_document(place, tmp_path):
+    """Stored in one step, they stand as they do in the document, the last one first as in every listing; their ids are
+    UUIDs of version 7, as all are."""
+    backend = await place.open()
+    count = await backend.ingest_document(write(tmp_path / "log.md", SECTIONS), chunk_size=60)
+    listed = await backend.list_memories(limit=1_000)
+    assert [entry.metadata["chunk"] for entry in listed] == list(reversed(range(count)))
+    assert {UUID(entry.id).version for entry in listed} == {7}
+
+
+async def test_a_growing_document_loses_none_of_itself(place, tmp_path):
+    """Where its tier is full, other memories leave for its new chunks, not those that are there already."""
+    path = write(tmp_path / "log.md", SECTIONS[:6])
+    backend = await place.open(settings=settings_with(long_term_capacity=16))
+    sizes = {"chunk_size": 120, "chunk_overlap": 0}
+    count = await backend.ingest_document(path, **sizes)
+    await backend.store_memories(
+        [{"content": f"remark {n}", "memory_type": "long_term", "importance": 0.7} for n in range(16 - count)]
+    )
+    write(path, SECTIONS)
+    assert await backend.ingest_document(path, **sizes) == 16 - count > 0
+    text = "\n".join(entry.content for entry in await chunks(backend, path))
+    assert [line for line in "\n".join(SECTIONS).splitlines() if line not in text] == []
+
+
+class Together(WordEmbedder):
+    """Embeds texts that hold a word once two have come with some: then both have seen that they are missing."""
+
+    def __init__(self, word: str, meeting: threading.Barrier) -> None:
+        super().__init__()
+        self.word = word
+        self.meeting = meeting
+
+    def encode(self, texts):
+        if any(self.word in text for text in texts):
+            with suppress(threading.BrokenBarrierError):
+                self.meeting.wait(30)
+        return super().encode(texts)
+
+
+async def test_two_who_ingest_a_document_at_once_store_it_once(lasting_place, tmp_path):
+    """Two backends that both find a document missing, or changed, store each of its chunks once; one says so."""
+    path = write(tmp_path / "log.md", SECTIONS[:4])
+    for word in ("keeper", "whale"):
+        meeting = threading.Barrier(2)
+        backends = [await lasting_place.open(embedder=Together(word, meeting)) for _ in range(2)]
+        counts = await asyncio.gather(*(backend.ingest_document(path, chunk_size=120) for backend in backends))
+        assert not meeting.broken
+        assert 0 in counts
+        stored = await chunks(backends[0], path)
+        assert [entry.metadata["chunk"] for entry in stored] == list(range(len(stored)))
+        assert await backends[0].ingest_document(path, chunk_size=120) == 0
+        write(path, ["In part 9 a whale was seen at noon.", *SECTIONS[:3]])
+
+
 async def test_progress_is_told(place, tmp_path):
     """The last report of an ingestion says that all of it is done."""
     path = write(tmp_path / "log.md", SECTIONS)
@@ -177,6 +261,23 @@ async def test_importing_again_adds_nothing(place, tmp_path, clock):
     assert (await backend.get_memory(entry.id)).content == "changed"
     await backend.delete_memory(entry.id)
     assert await backend.import_memories(tmp_path / "all.jsonl") == 1
+
+
+async def test_two_imports_at_once_store_each_memory_once(lasting_place, tmp_path, clock):
+    """Who finds that another was quicker passes over what is there by then; together they have stored all of it."""
+    source = await lasting_place.open(namespace="source", clock=clock)
+    await source.store_memories([{"content": f"note {n}", "memory_type": "semantic"} for n in range(2_500)])
+    await source.export_memories(tmp_path / "all.jsonl")
+    meeting = threading.Barrier(2)
+    backends = [await lasting_place.open(clock=clock, embedder=Together("seen", meeting)) for _ in range(2)]
+    lines = (tmp_path / "all.jsonl").read_text().splitlines()
+    seen = [{k: v for k, v in json.loads(line).items() if k != "embedding"} for line in lines[1:3]]
+    for line in seen:
+        line["content"] = f"seen {line['content']}"
+    (tmp_path / "all.jsonl").write_text("\n".join([lines[0], *map(json.dumps, seen), *lines[3:]]) + "\n")
+    counts = await asyncio.gather(*(backend.import_memories(tmp_path / "all.jsonl") for backend in backends))
+    assert not meeting.broken
+    assert sum(counts) == len(await backends[0].all_memories()) == 2_500
 
 
 async def test_what_has_expired_since_the_export_is_left_out(place, tmp_path, clock):

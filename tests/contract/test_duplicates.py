@@ -6,6 +6,7 @@ from conftest import Clock
 from memory_places import Place
 
 from gemma_cli.rag import MemoryConsolidator, MemoryEntry
+from gemma_cli.rag.stores.base import Alike, Linking
 
 pytestmark = pytest.mark.anyio
 
@@ -48,6 +49,17 @@ async def test_a_run_compares_only_what_is_new(place: Place, clock: Clock) -> No
     assert len(await backend.near_duplicates()) == 3
 
 
+async def test_any_number_of_links_can_be_asked_for(place: Place, clock: Clock) -> None:
+    """A limit that no number of links reaches gives all of them; a small one the most similar."""
+    backend = await place.open(clock=clock)
+    await backend.store_memories(memory(f"n{degrees}", degrees) for degrees in range(8))
+    assert await backend.link_near_duplicates(0.99) > 20
+    every = await backend.near_duplicates(limit=2**63 - 1)
+    assert [link.similarity for link in every] == sorted((link.similarity for link in every), reverse=True)
+    assert len(every) > 20
+    assert await backend.near_duplicates(limit=3) == every[:3]
+
+
 async def test_links_go_with_their_memories(place: Place, clock: Clock) -> None:
     """Deleted, expired or rewritten, a memory is nobody's duplicate any more; rewritten, it is compared anew."""
     backend = await place.open(clock=clock)
@@ -85,3 +97,37 @@ async def test_another_namespace_is_never_compared(place: Place, clock: Clock) -
     await two.store_memories([memory("a", 0)])
     assert await one.link_near_duplicates() == 0
     assert await two.link_near_duplicates() == 0
+
+
+async def test_what_is_rewritten_while_it_is_compared_is_not_linked(place: Place, clock: Clock) -> None:
+    """A pair of which one got another text between the comparison and the link is no pair; that one is compared
+    again, and what was compared with it as well, by way of it."""
+    backend = await place.open(clock=clock)
+    first, second = await backend.store_memories([memory("a", 0), memory("b", 5)])
+    store = backend._repository.store
+    assert isinstance(store, Linking)
+    fresh = await store.uncompared(clock(), 10)
+    await backend.update_memory(first, content="something else altogether")
+    assert await store.link(fresh, [Alike(*fresh, 0.99)]) == 0
+    assert await backend.near_duplicates() == []
+    assert [entry.id for entry in await store.uncompared(clock(), 10)] == [first]
+    [again] = await store.uncompared(clock(), 10)
+    [other] = await store.get([second], clock())
+    assert other is not None
+    assert await store.link([again], [Alike(again, other, 0.5)]) == 1
+
+
+async def test_what_takes_the_place_of_another_is_not_linked_for_it(place: Place, clock: Clock) -> None:
+    """A memory that was replaced under its own id, with another vector, is another memory."""
+    backend = await place.open(clock=clock)
+    old = [memory("a", 0), memory("b", 5)]
+    await backend.store_memories(old)
+    store = backend._repository.store
+    assert isinstance(store, Linking)
+    fresh = await store.uncompared(clock(), 10)
+    await backend.delete_memory(old[0].id)
+    new = memory("a", 90)
+    new.id = old[0].id
+    await backend.store_memories([new])
+    assert await store.link(fresh, [Alike(*fresh, 0.99)]) == 0
+    assert [entry.id for entry in await store.uncompared(clock(), 10)] == [old[0].id]

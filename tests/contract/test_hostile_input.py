@@ -147,9 +147,14 @@ async def test_any_moment_that_is_accepted_comes_back(place, moment):
 
 # Bad values
 
-DEEP = {}
-for _ in range(5_000):
-    DEEP = {"a": DEEP}
+
+def nested(levels):
+    """Mappings within each other, so many in all."""
+    metadata = {}
+    for _ in range(levels - 1):
+        metadata = {"a": metadata}
+    return metadata
+
 
 BAD_MEMORIES = {
     "empty content": ({"content": ""}, "content"),
@@ -185,7 +190,8 @@ BAD_MEMORIES = {
     "metadata key": ({"metadata": {1: 2}}, "metadata"),
     "metadata inner key": ({"metadata": {"a": [{None: 2}]}}, "metadata"),
     "metadata too long": ({"metadata": {"a": "x" * 100_001}}, "metadata"),
-    "metadata too deep": ({"metadata": DEEP}, "metadata"),
+    "metadata too deep": ({"metadata": nested(5_000)}, "metadata"),
+    "metadata a little too deep": ({"metadata": nested(65)}, "metadata"),
     "metadata half a surrogate": ({"metadata": {"a": "\udfff"}}, "metadata"),
     "actor empty": ({"actor": ""}, "actor"),
     "actor not text": ({"actor": 7}, "actor"),
@@ -201,6 +207,28 @@ BAD_MEMORIES = {
     "pinned a number": ({"pinned": 1}, "pinned"),
     "pinned None": ({"pinned": None}, "pinned"),
 }
+
+
+async def test_the_deepest_metadata_that_is_taken_comes_back(place):
+    """64 levels are stored and come back through every verb that reads."""
+    backend = await place.open()
+    memory_id = await backend.store_memory("note", metadata=nested(64))
+    assert (await backend.get_memory(memory_id)).metadata == nested(64)
+    assert [hit.metadata for hit in await backend.recall_memories("note")] == [nested(64)]
+
+
+async def test_metadata_that_was_stored_deeper_can_be_read(place, tmp_path):
+    """A memory stored before there was a limit harms no recall, listing or export, and can be forgotten."""
+    backend = await place.open()
+    await backend.store_memory("a good note")
+    deep = MemoryEntry("a deep note", "semantic", metadata=nested(600))
+    await backend._repository.put([deep])
+    found = await backend.recall_memories("note")
+    assert {hit.content for hit in found} == {"a good note", "a deep note"}
+    assert next(hit for hit in found if hit.id == deep.id).metadata == nested(600)
+    assert len(await backend.all_memories()) == 2
+    assert await backend.export_memories(tmp_path / "all.jsonl") == 2
+    assert await backend.delete_memory(deep.id)
 
 
 @pytest.mark.parametrize(("given", "name"), BAD_MEMORIES.values(), ids=BAD_MEMORIES)
@@ -305,6 +333,7 @@ BAD_CALLS = {
     "list limit": (lambda b: b.list_memories(limit=0), "limit"),
     "list pinned": (lambda b: b.list_memories(pinned="no"), "pinned"),
     "list after": (lambda b: b.list_memories(after="nobody"), "after"),
+    "list after not text": (lambda b: b.list_memories(after=5), "after"),
     "id empty": (lambda b: b.get_memory(""), "memory_id"),
     "id not text": (lambda b: b.delete_memory(7), "memory_id"),
     "id of an update": (lambda b: b.update_memory(None, importance=0.1), "memory_id"),

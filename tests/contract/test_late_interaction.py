@@ -165,6 +165,19 @@ async def test_whatever_embeds_a_content_makes_its_codes(place: Place, model: An
     await backend.verify()
 
 
+async def test_chunks_that_have_moved_have_their_codes(place: Place, tmp_path: Path) -> None:
+    """A paragraph put before the others leaves every chunk of the document with codes, and only it counts as new."""
+    backend = await place.open(embedder=TokenEmbedder())
+    document = tmp_path / "log.txt"
+    lines = [f"Line {n} tells of wind and weather at the cape." for n in range(6)]
+    for added, text in ((6, lines), (1, ["A whale was seen from the gallery at noon.", *lines])):
+        document.write_text("\n\n".join(text))
+        assert await backend.ingest_document(document, chunk_size=20, chunk_overlap=0) == added
+        stored = await backend.list_memories(session=str(document))
+        assert sorted(entry.metadata["chunk"] for entry in stored) == list(range(len(text)))
+        assert all(await codes(backend, [entry.id for entry in stored]))
+
+
 async def test_memories_that_bring_their_vectors_get_codes_later(place: Place, clock: Clock) -> None:
     """What is stored without a run of the model has no codes until index_tokens: so many as are asked for, oldest
     first, then all; it says how many, and 0 when nothing is left."""

@@ -83,6 +83,18 @@ async def test_a_clock_that_was_put_back_shows_again_what_lives(place: Place, cl
     assert len(await backend.search_memories("parrot")) == 1
 
 
+async def test_an_access_by_a_clock_that_ran_ahead_is_alone(place: Place, clock: Clock) -> None:
+    """Once the clock is right again, what is used is used now."""
+    backend = await place.open(clock=clock)
+    early, late = [await backend.store_memory(name, "semantic") for name in ("parrot", "lion")]
+    clock.tick(1e6)
+    await backend.recall_memories("parrot", limit=1)
+    assert (await backend.get_memory(early)).last_accessed.timestamp() == clock()
+    clock.tick(10 - 1e6)
+    await backend.recall_memories("lion", limit=1)
+    assert (await backend.get_memory(late)).last_accessed.timestamp() == clock()
+
+
 async def test_a_cancelled_close_closes_all_the_same(place: Place) -> None:
     """Who gives up waiting leaves no thread behind; a second close waits for the first."""
     before = threading.active_count()

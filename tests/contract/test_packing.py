@@ -90,6 +90,17 @@ async def test_only_what_fits_counts_as_accessed(place: Place, clock: Clock) -> 
     assert await touched(backend) == dict.fromkeys(contents(packed), 1)
 
 
+async def test_every_recall_with_a_budget_tells_all_accesses_so_far(place: Place) -> None:
+    """Asked again, from a kept answer or not, a memory says as many accesses as it has, with a budget and without."""
+    backend = await place.open()
+    memory_id = await backend.store_memory("Anna lives in Lisbon", "semantic")
+    for number, budget in enumerate((100, 100, None, 100, 90, None), 1):
+        [hit] = await backend.recall_memories("Lisbon", limit=50, max_tokens=budget)
+        stored = await backend.get_memory(memory_id)
+        assert stored is not None
+        assert (hit.access_count, stored.access_count) == (number, number)
+
+
 async def test_where_nothing_fits_the_answer_is_empty(place: Place) -> None:
     """A budget below the shortest memory gives an empty list, a store without memories too; no access counts."""
     backend = await place.open()

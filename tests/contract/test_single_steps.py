@@ -472,6 +472,75 @@ async def test_what_leaves_does_not_guard_against_its_echo(place, clock):
     assert [entry.id for entry in await backend.all_memories()] == [new]
 
 
+async def test_what_is_kept_leaves_no_sooner_than_what_is_put(place, clock):
+    """Of a full tier, the memories that a put keeps neither move up nor leave while others can; ids that are not there,
+    have expired or are replaced keep nothing, and nobody keeps a place beside the last of what is put."""
+    backend = await place.open(clock=clock, settings=settings_with(episodic_capacity=3, working_capacity=3))
+    store, rules = backend._repository.store, backend.rules
+
+    async def put(*contents, tier="episodic", **options):
+        vectors = WordEmbedder().encode(list(contents))
+        entries = [
+            MemoryEntry(content, tier, 0.5, content, at(clock()), embedding=vector)
+            for content, vector in zip(contents, vectors, strict=True)
+        ]
+        await store.put(entries, rules, clock(), **options)
+
+    await backend.store_memories(
+        MemoryEntry(name, "episodic", importance, name, at(clock()))
+        for name, importance in (("trifle", 0.1), ("dull", 0.2), ("gem", 1.0))
+    )
+    await put("one", keeps=["trifle", "gem", "nobody"])
+    assert await contents(backend, "episodic") == await contents(backend) == {"trifle", "gem", "one"}
+    await put("two", keeps={"trifle", "gem"}, replaces=["gem"])
+    assert await contents(backend) == {"trifle", "one", "two"}
+    await put("three", keeps=["trifle", "two"])
+    assert await contents(backend) == {"trifle", "two", "three"}
+    await put("four", "five", "six", keeps=["trifle", "three"])
+    assert await contents(backend) == {"four", "five", "six"}
+    await backend.store_memories([MemoryEntry("passing", "working", 1.0, "passing", at(clock()))])
+    clock.tick(900)
+    await put("a", "b", "c", tier="working", keeps=["passing"])
+    assert await contents(backend) == {"four", "five", "six", "a", "b", "c"}
+    await backend.verify()
+
+
+async def test_an_echo_keeps_its_memory(place, clock):
+    """What a batch says again stays although the batch fills its tier, and it is the others that leave."""
+    backend = await place.open(clock=clock, settings=settings_with(working_capacity=3))
+    lisbon = await backend.store_memory("Anna lives in Lisbon.", "working", 0.1)
+    await backend.store_memory("Something else entirely.", "working", 0.2)
+    assert await backend.search_memories("Lisbon")
+    items = [
+        {"content": content, "memory_type": "working"} for content in ("You said Anna lives in Lisbon.", "pear", "plum")
+    ]
+    known, *new = await backend.store_memories(items, echo_guard=True)
+    assert (known, type(known), [type(memory_id) for memory_id in new]) == (lisbon, EchoId, [str, str])
+    assert await contents(backend) == {"Anna lives in Lisbon.", "pear", "plum"}
+    assert (await backend.get_memory(lisbon)).access_count == 1
+
+
+async def test_an_echo_of_what_can_not_stay_is_stored(place, clock):
+    """Where a batch is larger than its tier, no id stands for a memory that had to leave: its echo is stored."""
+    backend = await place.open(clock=clock, settings=settings_with(working_capacity=2))
+    await backend.store_memories(
+        [
+            {"content": "Anna lives in Lisbon.", "memory_type": "working", "importance": 0.1},
+            {"content": "Berta lives in Bern.", "memory_type": "working", "importance": 0.2},
+        ]
+    )
+    assert len(await backend.search_memories("lives")) == 2
+    items = [
+        {"content": content, "memory_type": "working", "importance": importance}
+        for content, importance in (("Anna lives in Lisbon.", 0.9), ("Berta lives in Bern.", 0.8), ("pear", 0.3))
+    ]
+    ids = await backend.store_memories(items, echo_guard=True)
+    assert not any(isinstance(memory_id, EchoId) for memory_id in ids)
+    assert await contents(backend) == {"Anna lives in Lisbon.", "Berta lives in Bern."}
+    assert [entry and entry.importance for entry in await backend.get_memories(ids)] == [0.9, 0.8, None]
+    await backend.verify()
+
+
 # Pages
 
 

@@ -4,7 +4,7 @@ import asyncio
 import copy
 import tempfile
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -53,10 +53,10 @@ class Model:
     def live(self, now):
         return {i: r for i, r in self.records.items() if r.expires is None or r.expires > now}
 
-    def put(self, entries, now, replaces=()):
+    def put(self, entries, now, replaces=(), keeps=()):
         for i in set(replaces) & self.live(now).keys():
             del self.records[i]
-        fresh = set()
+        fresh = set(keeps) & self.live(now).keys()
         for entry in entries:
             if entry.id in self.live(now):
                 raise InvalidInputError("id")
@@ -256,6 +256,20 @@ class Memories(RuleBasedStateMachine):
         assert self.each(lambda b: b.store_memories(batch, replaces=replaces)) == (expected or ids)
         self.ids += [memory_id for memory_id in ids if memory_id not in self.ids]
 
+    @rule(given=st.lists(entries, min_size=1, max_size=3), kept=st.lists(places, max_size=3))
+    def store_beside(self, given, kept):
+        """Some memories count as just put."""
+        batch, keeps = [self.make(*parts) for parts in given], [self.pick(place) for place in kept]
+        ids = [entry.id for entry in batch]
+        new = [replace(entry, expires_at=self.end_of(entry)) for entry in batch]
+        expected = self.expected(lambda: self.model.put(batch, self.now, keeps=keeps))
+        assert self.each(lambda b: b._repository.put(new, keeps=keeps)) == (expected or ids)
+        self.ids += ids
+
+    def end_of(self, entry):
+        end = None if entry.pinned else RULES.policies[entry.tier].expiry(self.now)
+        return None if end is None else datetime.fromtimestamp(end, UTC)
+
     @rule(place=places)
     def delete(self, place):
         memory_id = self.pick(place)
@@ -331,8 +345,15 @@ class Memories(RuleBasedStateMachine):
 
     @rule()
     def consolidate(self):
+        """What moves is what each store foresees."""
+        foreseen = self.each(self.foreseen)
+        before = {i: r.tier for i, r in self.model.live(self.now).items()}
         expected = self.model.promote(self.now)
+        assert foreseen == {i for i, r in self.model.records.items() if r.tier is not before[i]}
         assert self.each(lambda b: b.promote_deserving()) == expected
+
+    async def foreseen(self, backend):
+        return {entry.id for tier in MemoryTier for entry in await backend.deserving_memories(tier)}
 
     @rule()
     def clean_up(self):

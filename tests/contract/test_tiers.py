@@ -115,6 +115,35 @@ async def test_promotion_runs_on_into_the_next_tier_when_that_is_full_too(place,
     assert await contents(backend, "long_term") == set()
 
 
+@pytest.mark.parametrize("imported", [False, True])
+async def test_what_one_step_promotes_twice_arrives(place, clock, tmp_path, imported):
+    """A batch for two full tiers, stored or imported, whose promotions meet in a third one that is full then: what came
+    there first moves on, as it would in two steps, and does not leave."""
+    small = settings_with(episodic_capacity=1, short_term_capacity=1, long_term_capacity=1, semantic_capacity=3)
+    backend = await place.open(clock=clock, settings=small)
+    await backend.store_memories(
+        [
+            MemoryEntry("gem", "episodic", 1.0, access_count=30, created_at=datetime.fromtimestamp(clock(), UTC)),
+            MemoryEntry("fair", "short_term", 0.8, access_count=30, created_at=datetime.fromtimestamp(clock(), UTC)),
+        ]
+    )
+    batch = [{"content": f"new {tier}", "memory_type": tier, "importance": 0.1} for tier in ("episodic", "short_term")]
+    if imported:
+        other = await place.open(namespace="other", clock=clock)
+        await other.store_memories(batch)
+        await other.export_memories(tmp_path / "batch.jsonl")
+        assert await backend.import_memories(tmp_path / "batch.jsonl") == 2
+    else:
+        await backend.store_memories(batch)
+    assert {entry.content: entry.tier for entry in await backend.all_memories()} == {
+        "new episodic": "episodic",
+        "new short_term": "short_term",
+        "fair": "long_term",
+        "gem": "semantic",
+    }
+    await backend.verify()
+
+
 async def test_expired_memories_make_room_before_living_ones(place, clock):
     """What has expired leaves a full tier first, however important it was."""
     backend = await place.open(clock=clock, settings=settings_with(working_capacity=2))

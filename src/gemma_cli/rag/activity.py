@@ -11,11 +11,7 @@ from typing import Final, NamedTuple
 from zlib import crc32
 
 from gemma_cli.rag.memory import TIERS, MemoryTier
-from gemma_cli.rag.stores.base import Change, Glimpse, Observable, Point, Store
-
-BACK_IN_TIME: Final = 1.0
-"""Seconds by which the clock must have been put back before everything is looked over anew: what had faded by it is
-there again."""
+from gemma_cli.rag.stores.base import Change, Glimpse, Observable, Point, Store, went_back
 
 STALE_DUE: Final = 1_024
 """Expiries that no longer hold which may wait for their time, beyond as many as there are memories that expire."""
@@ -122,7 +118,7 @@ class ActivityWatcher:
         if not isinstance(store, Observable):
             return Activity(await store.counts(now))
         found = None
-        if self._point is not None and now >= self._latest - BACK_IN_TIME:
+        if self._point is not None and not went_back(now, self._latest):
             found = await store.changes_since(self._point)
         self._latest = now
         if found is None:

@@ -17,8 +17,9 @@ from gemma_cli.rag.verbs import NEAR_DUPLICATES, Verbs, promotions, timed
 
 @dataclass(frozen=True, slots=True)
 class BackendInfo:
-    """Facts for people. `model`, `dimension` and `engine` are None while the store has no vectors and no model has been
-    needed."""
+    """Facts for people. `model`, `dimension` and `engine` tell of the model that made the store's vectors (with the
+    engine in use, where that runs the same model), or of the one in use while there are none. None where no model has
+    been needed yet, or it can't say who it is."""
 
     url: str
     namespace: str
@@ -45,8 +46,9 @@ class Administration(Verbs):
     async def get_info(self) -> BackendInfo:
         """Facts for people: store, sizes, model, versions."""
         info = await self._repository.store.info()
-        stored, loaded = self._repository.stored_model, self._repository.loaded
-        identity = (loaded.identity if loaded else None) or (stored.identity if stored else None)
+        stored, loaded = await self._repository.store.model(), self._repository.loaded
+        mine = loaded.identity if loaded else None
+        identity = mine if stored is None or (mine and mine.same_model(stored.identity)) else stored.identity
         return BackendInfo(
             url=info.url,
             namespace=self.namespace,
@@ -70,6 +72,10 @@ class Administration(Verbs):
         """Runs the embedding model once and says which it is."""
         return (await (await self._repository.vectorizer()).model()).identity
 
+    async def check_model(self) -> None:
+        """Raises `ModelMismatchError` unless the model in use makes vectors that may be compared with the store's."""
+        await self._repository.fitting_vectorizer()
+
     async def change_token(self) -> int:
         """A number that grows with every change that could alter an answer, whichever process made it."""
         return await self._repository.store.change_token()
@@ -90,7 +96,8 @@ class Administration(Verbs):
     @timed
     async def reembed(self, *, progress: Progress | None = None) -> int:
         """Goes over to the model in use and says how many memories were embedded; the backend has to be opened with
-        `open(require_model=False)` for it. Can be interrupted and run again; until its end the old vectors serve."""
+        `open(require_model=False)` for it. Can be interrupted and run again; until its end the old vectors serve. Of
+        two runs towards different models the later one goes on, and the other raises `ModelMismatchError`."""
         return await reembedding.reembed(self._repository, progress)
 
     @timed

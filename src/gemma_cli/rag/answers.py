@@ -1,9 +1,9 @@
 """Answers of a memory kept for a while, and never longer than they hold."""
 
 from collections.abc import Awaitable, Callable
-from copy import copy, deepcopy
+from copy import copy
 from datetime import datetime
-from typing import Final, Protocol, TypedDict
+from typing import Any, Final, Protocol, TypedDict
 
 from gemma_cli.rag.candidates import Question
 from gemma_cli.rag.confidence import Recalled
@@ -16,8 +16,8 @@ LARGEST_KEPT: Final = 100
 
 Search = Callable[[str, Question], Awaitable[list[MemoryEntry]]]
 
-Judge = Callable[[list[MemoryEntry]], Recalled]
-"""What of a ranking is the answer, and how sure it is."""
+Choose = Callable[[list[MemoryEntry]], Awaitable[Recalled]]
+"""What of a ranking is the answer, and how sure it is; changes none of the memories."""
 
 
 class AnswerStats(TypedDict):
@@ -75,12 +75,10 @@ class AnswerCache:
             capacity=capacity,
         )
 
-    async def answer(
-        self, query: str, question: Question, touched_at: datetime | None = None, judge: Judge = Recalled
-    ) -> Recalled:
-        """What `search(query, question)` finds and `judge` lets pass; `question` has no vector yet. `touched_at`: count
-        this as an access."""
-        found = judge(await self._found(query, question))
+    async def answer(self, query: str, question: Question, touched_at: datetime | None, choose: Choose) -> Recalled:
+        """What `choose` takes of what `search(query, question)` finds; `question` has no vector yet. `touched_at`:
+        count this as an access of it."""
+        found = await choose(await self._found(query, question))
         if touched_at is not None:
             for entry in found:  # the kept ones, so that the next answer goes on counting
                 entry.update_access(touched_at)
@@ -107,6 +105,19 @@ def _copy(entry: MemoryEntry) -> MemoryEntry:
     """A copy that its owner may change; the embedding is read-only and shared."""
     mine = copy(entry)
     mine.tags = set(entry.tags)
-    mine.metadata = deepcopy(entry.metadata)
+    mine.metadata = _copied(entry.metadata)
     mine.explanation = None if entry.explanation is None else dict(entry.explanation)
+    return mine
+
+
+def _copied(metadata: dict[str, Any]) -> dict[str, Any]:
+    """A copy of JSON values, however deep: Python's own recurses."""
+    mine = metadata.copy()
+    todo: list[Any] = [mine]
+    while todo:
+        outer = todo.pop()
+        for place, inner in outer.items() if isinstance(outer, dict) else enumerate(outer):
+            if isinstance(inner, dict | list):
+                outer[place] = inner.copy()
+                todo.append(outer[place])
     return mine

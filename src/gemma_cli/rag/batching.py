@@ -134,15 +134,17 @@ class BatchEmbedder:
             await old.close()
 
     async def stop_background_processor(self) -> None:
-        """Computes all that waits and ends the thread. The embedder remains usable; a second call does nothing."""
+        """Computes all that is queued and ends the thread. The embedder remains usable, also to a call of `embed_batch`
+        that is under way; a second call does nothing."""
         if self._background and not self._closed:
             self._background = False
             old, self._worker = self._worker, self._new_worker(linger=0.0)
             await old.close()
 
     async def close(self) -> None:
-        """Computes all that waits, then ends the thread. Later calls raise `BackendStateError`; closing again is
-        harmless. The model was given and stays as it is."""
+        """Computes all that is queued, then ends the thread. Later calls raise `BackendStateError`, and so does a call
+        of `embed_batch` under way that has more to queue than the batches it has queued. Closing again is harmless. The
+        model was given and stays as it is."""
         self._closed = True
         self._background = False
         await self._worker.close()

@@ -37,7 +37,7 @@ INDEXED_PER_RUN: Final = 128
 
 @dataclass(frozen=True, slots=True)
 class PlannedMove:
-    """A memory that a run would move now, and why: its relevance reaches the threshold."""
+    """A memory that a run would move now, and why: its relevance reaches the threshold, and the next tier has room."""
 
     memory: MemoryEntry
     from_tier: MemoryTier
@@ -47,7 +47,8 @@ class PlannedMove:
 
 @dataclass(frozen=True, slots=True)
 class PlannedLoss:
-    """A memory that will expire, when, and what its relevance lacks to be promoted before."""
+    """A memory that will expire, when, and what its relevance lacks to be promoted before; 0: nothing but room in the
+    next tier."""
 
     memory: MemoryEntry
     expires_at: datetime
@@ -57,7 +58,8 @@ class PlannedLoss:
 @dataclass(frozen=True, slots=True)
 class Plan:
     """What a run would move now, highest relevance first, and what will be forgotten within `days`, soonest first,
-    if nobody uses it meanwhile. `duplicates` are near-duplicates that earlier runs have linked."""
+    if nobody uses it meanwhile. What a full tier gives up for those that come is not foreseen. `duplicates` are
+    near-duplicates that earlier runs have linked."""
 
     moves: tuple[PlannedMove, ...]
     losses: tuple[PlannedLoss, ...]
@@ -154,11 +156,11 @@ class MemoryConsolidator:
                     relevance = memory.calculate_relevance(self._decay, now)
                     moves.append(PlannedMove(memory, tier, policy.promotes_to, relevance))
         moving = {move.memory.id for move in moves}
-        losses = [
-            PlannedLoss(memory, memory.expires_at, self._threshold - memory.calculate_relevance(self._decay, now))
-            for memory in await self._backend.expiring_memories(86_400.0 * days)
-            if memory.expires_at is not None and memory.id not in moving
-        ]
+        losses = []
+        for memory in await self._backend.expiring_memories(86_400.0 * days):
+            if memory.expires_at is not None and memory.id not in moving:
+                missing = self._threshold - memory.calculate_relevance(self._decay, now)
+                losses.append(PlannedLoss(memory, memory.expires_at, max(missing, 0.0)))
         moves.sort(key=lambda move: -move.relevance)
         losses.sort(key=lambda loss: loss.expires_at)
         return Plan(tuple(moves), tuple(losses), tuple(await self._backend.near_duplicates()), days)

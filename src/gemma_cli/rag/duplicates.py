@@ -8,7 +8,7 @@ import numpy as np
 from gemma_cli.rag.candidates import Question
 from gemma_cli.rag.ranking import BY_MEANING
 from gemma_cli.rag.repository import MemoryRepository
-from gemma_cli.rag.stores.base import Link, Linking
+from gemma_cli.rag.stores.base import Alike, Linking
 
 NEAR_DUPLICATE: Final = 0.95
 """Cosine from which two memories count as near-duplicates. Our choice: with all-MiniLM-L6-v2 it takes the same sentence
@@ -41,10 +41,10 @@ async def link_near_duplicates(repository: MemoryRepository, similarity: float) 
         for entry in fresh
     )
     found = await asyncio.gather(*(store.search(question, now) for question in questions))
-    links = [
-        Link(entry.id, like.id, like.similarity_score or 0.0)
-        for entry, alike in zip(fresh, found, strict=True)
-        for like in alike
-        if like.id != entry.id
+    alike = [
+        Alike(entry, other, other.similarity_score or 0.0)
+        for entry, others in zip(fresh, found, strict=True)
+        for other in others
+        if other.id != entry.id
     ]
-    return await store.link([entry.id for entry in fresh], links)
+    return await store.link(fresh, alike)

@@ -7,7 +7,7 @@ again is `restatements`' affair; here is what it is compared with.
 
 import math
 from collections import OrderedDict
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Final
 
 from gemma_cli.rag.memory import MemoryEntry
@@ -80,6 +80,12 @@ async def echoes(
                 found[entry.id] = EchoId(old.id)
                 break
     return found
+
+
+async def still_there(known: Mapping[str, EchoId], repository: MemoryRepository) -> dict[str, EchoId]:
+    """Those of the `echoes` found whose memory is in the store."""
+    found = await repository.store.get(list(known.values()), repository.now())
+    return {new: old for (new, old), entry in zip(known.items(), found, strict=True) if entry is not None}
 
 
 def _lasts(old: MemoryEntry, new: MemoryEntry, now: float) -> bool:

@@ -122,13 +122,14 @@ class Finding(Verbs):
         touched_at = check.moment("clock", now) if touch else None
         least = None if min_confidence is None else check.number("min_confidence", min_confidence, 0.0, 1.0)
 
-        def judge(ranking: list[MemoryEntry]) -> Recalled:
+        async def choose(ranking: list[MemoryEntry]) -> Recalled:
             model = self._repository.stored_model
-            return judged(ranking, question.weights, None if model is None else model.identity.name, least)
+            found = judged(ranking, question.weights, None if model is None else model.identity.name, least)
+            if budget is None:
+                return found
+            return Recalled(await self._packed(found, budget, count_tokens), found.confidence)
 
-        found = await self._answers.answer(query, question, touched_at if budget is None else None, judge)
-        if budget is not None:
-            found = Recalled(await self._packed(found, budget, count_tokens, touched_at), found.confidence)
+        found = await self._answers.answer(query, question, touched_at, choose)
         if touch and found:
             self._repository.store.touch([entry.id for entry in found], now)
             self._recent.note(found, now)
@@ -138,16 +139,12 @@ class Finding(Verbs):
         return found
 
     async def _packed(
-        self, found: list[MemoryEntry], max_tokens: int, count_tokens: TokenCounter | None, touched_at: datetime | None
+        self, found: list[MemoryEntry], max_tokens: int, count_tokens: TokenCounter | None
     ) -> list[MemoryEntry]:
-        """Those that fit, in reading order; `touched_at`: count this as an access of them."""
+        """Those that fit, in reading order."""
         if count_tokens is None:
             count_tokens = token_counter((await self._repository.fitting_vectorizer()).tokenizer)
-        packed = await in_thread(pack, found, max_tokens, count_tokens)
-        if touched_at is not None:
-            for entry in packed:
-                entry.update_access(touched_at)
-        return packed
+        return await in_thread(pack, found, max_tokens, count_tokens)
 
     def _question(
         self, query: str, memory_type: object, limit: object, weights: object, now: float, **filters: Unpack[Filters]
@@ -276,7 +273,10 @@ class Finding(Verbs):
             min_importance=check.importance(min_importance, "min_importance"),
         )
         limit = check.whole("limit", limit)
-        last = after if after is None or isinstance(after, MemoryEntry) else await self.get_memory(after)
+        if after is None or isinstance(after, MemoryEntry):
+            last = after
+        else:
+            last = await self.get_memory(check.label("after", after))
         if last is None and after is not None:
             raise InvalidInputError(f"after: there is no memory {after!r} (any more); begin the listing again")
         position = None if last is None else (last.created_at.timestamp(), last.id)

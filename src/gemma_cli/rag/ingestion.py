@@ -1,11 +1,14 @@
 """A document -> the memories of its chunks, and what of it is new since the last time."""
 
+import hashlib
+import json
 import os
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 from gemma_cli.rag.chunking import Chunk, chunk_document
 from gemma_cli.rag.embedders.base import Tokenizing
@@ -35,10 +38,11 @@ def documents_in(paths: Iterable[Path]) -> Iterator[Path]:
 
 @dataclass(frozen=True, slots=True)
 class ChunkedDocument:
-    """A document and the chunks that cover all of its text."""
+    """A document and the chunks that cover all of its text. changed: when its file was, in ms since the epoch."""
 
     document: Document
     chunks: Sequence[Chunk]
+    changed: int
 
     @property
     def session(self) -> str:
@@ -61,19 +65,21 @@ def read_chunks(
     if is_export(path):
         raise DocumentError(f"{path} holds exported memories and is no document; `gemma-rag import` reads it")
     document = read_document(path)
-    return ChunkedDocument(
-        document, chunk_document(document, tokenizer, chunk_size=chunk_size, chunk_overlap=chunk_overlap)
-    )
+    changed = Path(path).stat().st_mtime_ns // 1_000_000
+    chunks = chunk_document(document, tokenizer, chunk_size=chunk_size, chunk_overlap=chunk_overlap)
+    return ChunkedDocument(document, chunks, changed)
 
 
 @dataclass(frozen=True, slots=True)
 class Difference:
     """What has to happen so that a store holds a document as it is now: `new` chunks have to be embedded; `moved`
-    memories keep all but their place in the document; `gone` are the ids to remove, those of `moved` included."""
+    memories keep all but their place in the document; `gone` are the ids to remove, those of `moved` included; `kept`
+    are the ids of what stays as it is."""
 
     new: Sequence[Chunk]
     moved: Sequence[MemoryEntry]
     gone: Sequence[str]
+    kept: Sequence[str]
 
 
 def difference(now: ChunkedDocument, stored: Sequence[MemoryEntry]) -> Difference:
@@ -84,20 +90,43 @@ def difference(now: ChunkedDocument, stored: Sequence[MemoryEntry]) -> Differenc
         left[entry.content].append(entry)
     new: list[Chunk] = []
     moved: list[MemoryEntry] = []
+    kept: list[str] = []
     for chunk in now.chunks:
         same = left[chunk.text]
         if not same:
             new.append(chunk)
         elif (entry := same.pop()).metadata != now.metadata(chunk):
             moved.append(replace(entry, metadata=now.metadata(chunk)))
+        else:
+            kept.append(entry.id)
     gone = [entry.id for entries in left.values() for entry in entries]
-    return Difference(new, moved, gone + [entry.id for entry in moved])
+    return Difference(new, moved, gone + [entry.id for entry in moved], kept)
 
 
 def _place(entry: MemoryEntry) -> int:
     """Where a chunk stood; one whose metadata its owner has rewritten comes first."""
     place = entry.metadata.get("chunk")
     return place if isinstance(place, int) else -1
+
+
+def chunk_id(read: ChunkedDocument, chunk: Chunk, attempt: int) -> str:
+    """The id of a new chunk, the same in every process: where two store one document at once, the store refuses the
+    second. The next `attempt` has another id, for the case that a memory outside the document has this one.
+
+    A UUID of version 7 (RFC 9562): the time of the document, then the place in it as the counter, because chunks that
+    are stored together are listed by their ids, and a hash where random bits would be."""
+    digest = hashlib.sha256(json.dumps([read.session, chunk.text, attempt]).encode()).digest()
+    moment = (read.changed & 0xFFFF_FFFF_FFFF) << 80 | 7 << 76
+    place = (chunk.index >> 12 & 0xFFF) << 64 | 2 << 62 | (chunk.index & 0xFFF) << 50
+    return str(UUID(int=moment | place | int.from_bytes(digest) >> 206))
+
+
+@dataclass(frozen=True, slots=True)
+class Ingested:
+    """The ids of the chunks that are new, and of those that stand elsewhere in the document than before."""
+
+    new: Sequence[str]
+    moved: Sequence[str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,8 +145,10 @@ class Ingestion:
         repository: MemoryRepository,
         intake: Intake,
         progress: Progress | None = None,
-    ) -> list[str]:
-        """Brings the store to the document as it is now, in one step; the ids of the chunks that are new."""
+    ) -> Ingested:
+        """Brings the store to the document as it is now, in one step. Processes that do so at once store each chunk
+        once; where they have read different versions, some chunks of both may stay until the document is ingested
+        again."""
         vectorizer = await repository.fitting_vectorizer()
         read = await in_thread(read_chunks, path, vectorizer.tokenizer, self.chunk_size, self.chunk_overlap)
         capacity = repository.rules.policies[self.tier].capacity
@@ -126,28 +157,35 @@ class Ingestion:
                 f"{path} makes {len(read.chunks):,} chunks, and the tier {self.tier} holds {capacity:,}: use a larger "
                 f"tier, or raise [memory] {self.tier}_capacity"
             )
-        async with repository.comparing:
-            return await self._store(read, repository, intake, progress)
+        return await repository.add_missing(lambda attempt: self._store(read, repository, intake, progress, attempt))
 
     async def _store(
-        self, read: ChunkedDocument, repository: MemoryRepository, intake: Intake, progress: Progress | None
-    ) -> list[str]:
+        self,
+        read: ChunkedDocument,
+        repository: MemoryRepository,
+        intake: Intake,
+        progress: Progress | None,
+        attempt: int,
+    ) -> Ingested:
         change = difference(read, await repository.all(Filter(session=read.session)))
         now = repository.now()
         new = [
-            intake.new(
-                {
-                    "content": chunk.text,
-                    "memory_type": self.tier,
-                    "importance": self.importance,
-                    "tags": self.tags,
-                    "metadata": read.metadata(chunk),
-                    "session": read.session,
-                },
-                now,
+            replace(
+                intake.new(
+                    {
+                        "content": chunk.text,
+                        "memory_type": self.tier,
+                        "importance": self.importance,
+                        "tags": self.tags,
+                        "metadata": read.metadata(chunk),
+                        "session": read.session,
+                    },
+                    now,
+                ),
+                id=chunk_id(read, chunk, attempt),
             )
             for chunk in change.new
         ]
         moved = await repository.with_vectors(change.moved)
-        await repository.put([*moved, *new], replaces=change.gone, progress=progress)
-        return [entry.id for entry in new]
+        await repository.put([*moved, *new], replaces=change.gone, keeps=change.kept, progress=progress)
+        return Ingested([entry.id for entry in new], [entry.id for entry in moved])

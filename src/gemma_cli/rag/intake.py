@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields, replace
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any, Final
 
 import numpy as np
@@ -14,7 +14,7 @@ from gemma_cli.rag.actors import first_person
 from gemma_cli.rag.candidates import Question
 from gemma_cli.rag.dates import time_spans
 from gemma_cli.rag.errors import InvalidInputError, InvalidTypeError
-from gemma_cli.rag.memory import TIERS, MemoryEntry, MemoryTier, TierRules, parse_tier
+from gemma_cli.rag.memory import TIERS, MemoryEntry, MemoryTier, TierRules, parse_tier, utc
 from gemma_cli.rag.ranking import RECALL, Weights
 from gemma_cli.rag.words import facet, query_terms
 
@@ -119,7 +119,7 @@ class Intake:
     def expiry(self, tier: MemoryTier, pinned: bool, now: float) -> datetime | None:
         """When a memory that enters a tier at `now` expires; a pinned one never does."""
         at = None if pinned else self.rules.policies[tier].expiry(now)
-        return None if at is None else datetime.fromtimestamp(at, UTC)
+        return None if at is None else utc(at)
 
 
 def question(

@@ -103,6 +103,11 @@ def relevance(importance: float, access_count: int, age_days: float, decay: floa
     return standing(importance, access_count) + RECENCY_WEIGHT * math.exp(-decay * max(age_days, 0.0))
 
 
+def utc(seconds: float) -> datetime:
+    """Seconds since the epoch, as stores keep every time, as a memory has it."""
+    return datetime.fromtimestamp(seconds, UTC)
+
+
 @dataclass(slots=True, eq=False)
 class MemoryEntry:
     """One memory. Times are aware and in UTC; `embedding` has shape [dimension] and length 1, or is None where it
@@ -178,7 +183,7 @@ class MemoryEntry:
             "last_accessed": self.last_accessed.isoformat(),
             "access_count": self.access_count,
             "tags": sorted(self.tags),
-            "metadata": check.metadata(self.metadata),
+            "metadata": check.metadata(self.metadata, max_depth=None),
             "embedding": None if self.embedding is None else self.embedding.tolist(),
             "expires_at": _iso(self.expires_at),
             "pinned": self.pinned,

@@ -18,7 +18,7 @@ from gemma_cli.rag.memory import TIER_POLICIES, TIERS, MemoryEntry, TierRules
 from gemma_cli.rag.migration_marks import TOGETHER, Marks, Memory, Powers, fits, identical, in_order, lacks
 from gemma_cli.rag.migration_report import Place, Report, Work, side_of
 from gemma_cli.rag.repository import Progress
-from gemma_cli.rag.stores.base import Link, Linking, TokenStore
+from gemma_cli.rag.stores.base import Alike, Link, Linking, TokenStore
 
 T = TypeVar("T")
 
@@ -262,7 +262,22 @@ class Migration:
         target = self._target.store
         if isinstance(target, Linking):
             for _, links in _parts(await self._missing_links()):
-                self._done.linked += await target.link([], links)
+                self._done.linked += await target.link([], await self._alike(links))
+
+    async def _alike(self, links: Sequence[Link]) -> list[Alike]:
+        """Links with the target's memories that they are of, so far as these say what the source's say."""
+        ids, now = list({memory_id for link in links for memory_id in (link.first, link.second)}), self._now()
+        mine, theirs = await self._source.store.get(ids, now), await self._target.store.get(ids, now)
+        found = {
+            other.id: other
+            for one, other in zip(mine, theirs, strict=True)
+            if one is not None and other is not None and one.content == other.content
+        }
+        return [
+            Alike(found[link.first], found[link.second], link.similarity)
+            for link in links
+            if link.first in found and link.second in found
+        ]
 
     async def _originals(self, ids: Sequence[str]) -> list[Memory]:
         """Those of the source's memories that are still there."""
@@ -294,7 +309,7 @@ class Migration:
             await target.put_tokens([one for one, _ in known], [codes for _, codes in known])
             taken = set(ids)
             waiting = [memory for memory in waiting if memory.entry.id not in taken]
-        compared = [memory.entry.id for memory in memories if memory.compared]
+        compared = [memory.entry for memory in memories if memory.compared]
         if compared and isinstance(target, Linking):
             await target.link(compared, [])
 

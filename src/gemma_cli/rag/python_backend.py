@@ -18,7 +18,7 @@ from gemma_cli.rag.activity import ActivityWatcher
 from gemma_cli.rag.administration import Administration
 from gemma_cli.rag.answers import AnswerCache
 from gemma_cli.rag.batching import BatchEmbedder
-from gemma_cli.rag.echoes import Recent, echoes
+from gemma_cli.rag.echoes import Recent, echoes, still_there
 from gemma_cli.rag.embedders.base import Embedder
 from gemma_cli.rag.errors import InvalidInputError, InvalidTypeError, StoreBusyError, StoreUnavailableError
 from gemma_cli.rag.finding import Finding
@@ -41,8 +41,7 @@ logger = logging.getLogger("gemma_cli.rag.python_backend")
 class PythonRAGBackend(Finding, Administration):
     """Five tiers of memory in one place, found again by meaning and by words.
 
-    redis_host, redis_port, redis_db, pool_size: ask for that Redis server. This version has no store for it yet, and
-        says so when it is opened.
+    redis_host, redis_port, redis_db, pool_size: ask for that Redis server; all else about it is as configured.
     url: `sqlite:///path/memory.db`, `memory://`, ...; None: `redis_host`, else the configured store, else one SQLite
         file in the user's data directory.
     namespace: a wall; nothing of one is seen, counted or evicted through another. None: the configured one.
@@ -229,7 +228,9 @@ class PythonRAGBackend(Finding, Administration):
         one of these ids, and takes its place. No other id that is taken can be stored.
 
         With `echo_guard` (see `store_memory`), an item that only says again what was recalled lately is not stored; in
-        its place is the `EchoId` of the memory that says it. What is replaced guards nothing."""
+        its place is the `EchoId` of the memory that says it. What is replaced guards nothing. That memory stays as if
+        it had just been stored. Where it is gone all the same, because the batch is larger than its tier or somebody
+        else removed it, the item is stored after all, in a step of its own after the others'."""
         if isinstance(items, str | bytes | Mapping) or not isinstance(items, Iterable):
             raise InvalidTypeError(f"items: expected a list of memories, got {type(items).__name__}")
         guarded, now = check.flag("echo_guard", echo_guard), self.now()
@@ -243,15 +244,21 @@ class PythonRAGBackend(Finding, Administration):
 
     async def _put(self, entries: list[MemoryEntry], echo_guard: bool, replaces: Sequence[str] = ()) -> list[str]:
         known = await echoes(entries, self._recent, self._repository, leaving=replaces) if echo_guard else {}
-        new = [entry for entry in entries if entry.id not in known]
-        embedded = [entry.id for entry in new if entry.embedding is None]  # who brings a vector wants no model run
-        await self._repository.put(new, replaces=replaces)
+        bare = [entry.id for entry in entries if entry.embedding is None]  # who brings a vector wants no model run
+        stored: set[str] = set()
+        while True:
+            new = [entry for entry in entries if entry.id not in known and entry.id not in stored]
+            stored.update(await self._repository.put(new, replaces=replaces, keeps=[*stored, *known.values()]))
+            left = await still_there(known, self._repository) if known else known
+            if len(left) == len(known):
+                break
+            known, replaces = left, ()  # what was replaced is gone: an id there may be a new one's by now
         if known:
             self._repository.store.touch(list(known.values()), self.now())
             if self.monitor is not None:
                 for _ in known:
                     self.monitor.record_metric("echoes", 1)
-        await self._index_new_tokens(embedded)
+        await self._index_new_tokens([memory_id for memory_id in bare if memory_id in stored])
         return [known.get(entry.id, entry.id) for entry in entries]
 
     @timed
@@ -281,9 +288,9 @@ class PythonRAGBackend(Finding, Administration):
             chunk_size=(configured.chunk_size or None) if chunk_size is None else check.whole("chunk_size", chunk_size),
             chunk_overlap=None if overlap < 0 else overlap,
         )
-        new = await wanted.run(path, self._repository, self._intake, progress)
-        await self._index_new_tokens(new)
-        return len(new)
+        done = await wanted.run(path, self._repository, self._intake, progress)
+        await self._index_new_tokens([*done.moved, *done.new])
+        return len(done.new)
 
     # Changing
 
@@ -313,22 +320,23 @@ class PythonRAGBackend(Finding, Administration):
         promotion or another move starts a new one; None: never. `InvalidInputError` for a time where the memory is
         pinned, since a pinned one never expires, and for None where it is not and its tier has a lifetime."""
         memory_id = check.label("memory_id", memory_id)
-        change = Update(
-            content=KEEP if isinstance(content, Keep) else self._intake.content(content),
-            tier=KEEP if isinstance(memory_type, Keep) else parse_tier(memory_type),
-            importance=KEEP if isinstance(importance, Keep) else check.importance(importance),
-            tags=KEEP if isinstance(tags, Keep) else frozenset(check.tags(tags)),
-            metadata=KEEP
-            if isinstance(metadata, Keep)
-            else check.metadata(metadata, max_chars=self.settings.memory.max_content_chars),
-            pinned=KEEP if isinstance(pinned, Keep) else check.flag("pinned", pinned),
-            actor=KEEP if isinstance(actor, Keep) else check.optional_label("actor", actor),
-            session=KEEP if isinstance(session, Keep) else check.optional_label("session", session),
-            occurred_at=KEEP if isinstance(occurred_at, Keep) else intake.seconds("occurred_at", occurred_at),
-            expires_at=KEEP
-            if isinstance(expires_at, Keep)
-            else intake.seconds("expires_at", intake.coming("expires_at", expires_at, self.now())),
-        )
+        longest = self.settings.memory.max_content_chars
+        fields: Mapping[str, tuple[Any, Callable[[Any], Any]]] = {
+            "content": (content, self._intake.content),
+            "tier": (memory_type, parse_tier),
+            "importance": (importance, check.importance),
+            "tags": (tags, lambda given: frozenset(check.tags(given))),
+            "metadata": (metadata, lambda given: check.metadata(given, max_chars=longest)),
+            "pinned": (pinned, lambda given: check.flag("pinned", given)),
+            "actor": (actor, lambda given: check.optional_label("actor", given)),
+            "session": (session, lambda given: check.optional_label("session", given)),
+            "occurred_at": (occurred_at, lambda given: intake.seconds("occurred_at", given)),
+            "expires_at": (
+                expires_at,
+                lambda given: intake.seconds("expires_at", intake.coming("expires_at", given, self.now())),
+            ),
+        }
+        change = Update(**{name: checked(given) for name, (given, checked) in fields.items() if given is not KEEP})
         store = self._repository.store
         if not isinstance(change.content, Keep):
             vectorizer, _ = await self._repository.adopted_vectorizer()

@@ -32,7 +32,7 @@ from typing import Final
 from gemma_cli.rag import readers_rich as rich
 from gemma_cli.rag import validation as check
 from gemma_cli.rag.documents import Content, Document, DocumentKind, Outline, Section
-from gemma_cli.rag.errors import DocumentError, DocumentNotFoundError, InvalidInputError, InvalidTypeError
+from gemma_cli.rag.errors import DocumentError, DocumentNotFoundError, InvalidInputError
 
 __all__ = [
     "DEFAULT_MAX_BYTES",
@@ -53,11 +53,13 @@ def read_document(path: str | os.PathLike[str], *, max_bytes: int = DEFAULT_MAX_
 
     Raises `DocumentNotFoundError` for a file that is not there, `MissingExtraError` where the library for PDF or docx
     is not installed, and `DocumentError` for everything else that can't be read: a directory or device, no permission,
-    too large, binary, empty, damaged, encrypted, a PDF of images only.
+    too large, binary, empty, damaged, encrypted, a PDF of images only, a name that is not UTF-8 or, with all of its
+    path, longer than 512 characters.
     """
     check.whole("max_bytes", max_bytes)
-    named = Path(_name(path))
+    named = Path(check.path("path", path))
     resolved = Path(os.path.realpath(named))
+    _check_names(named, resolved)
     data = _load(resolved, max_bytes)
     # The name that was given decides: a link may point into a store of files that are named by their digests.
     form = _FORMATS.get(named.suffix.lower(), _Format(DocumentKind.TEXT, _plain))
@@ -69,13 +71,13 @@ def read_document(path: str | os.PathLike[str], *, max_bytes: int = DEFAULT_MAX_
     return Document(resolved, title or named.stem, form.kind, sections)
 
 
-def _name(path: object) -> str:
-    name = os.fspath(path) if isinstance(path, os.PathLike) else path
-    if not isinstance(name, str):
-        raise InvalidTypeError(f"path: expected a str or a Path, got {type(path).__name__}")
-    if not name or "\0" in name:
-        raise InvalidInputError(f"path: {name!r} names no file")
-    return name
+def _check_names(named: Path, resolved: Path) -> None:
+    """The one may become the title of a document, the other is the session of its chunks."""
+    try:
+        check.text("path", str(named))
+        check.label("path", str(resolved))
+    except InvalidInputError as error:  # the file's fault: others beside it may be as good as any
+        raise DocumentError(f"{error}; rename or move {str(resolved)!a}") from error
 
 
 def _load(path: Path, max_bytes: int) -> bytes:

@@ -13,7 +13,8 @@ TOGETHER: Final = 128
 async def reembed(repository: MemoryRepository, progress: Progress | None = None) -> int:
     """Embeds every memory with the model in use and returns how many this run embedded. New vectors gather beside the
     old ones, which serve until the last step puts all new ones in their place; after an interruption the next run goes
-    on where this one stopped."""
+    on where this one stopped. Raises `ModelMismatchError` where a run towards another model has begun meanwhile: only
+    that one goes on."""
     store = repository.store
     if not isinstance(store, Reembedding):
         raise StoreError(
@@ -25,10 +26,10 @@ async def reembed(repository: MemoryRepository, progress: Progress | None = None
     done = 0
     while True:
         while pending := await store.reembed_next(TOGETHER):
-            await store.reembed_put(pending, await vectorizer.vectors([memory.content for memory in pending]))
+            await store.reembed_put(model, pending, await vectorizer.vectors([memory.content for memory in pending]))
             done += len(pending)
             if progress:
                 progress(done, max(total, done))
-        if await store.reembed_finish(repository.now()):
+        if await store.reembed_finish(model, repository.now()):
             repository.went_over(model)
             return done

@@ -1,9 +1,10 @@
 """A store and the model whose vectors it holds: what every verb of the backend works on."""
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
-from typing import Final
+from typing import Final, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +20,11 @@ PAGE: Final = 5_000
 
 EMBEDDED_TOGETHER: Final = 64
 """Texts embedded between two reports of progress."""
+
+ATTEMPTS: Final = 5
+"""How often what is missing is looked up and put before a taken id is an error."""
+
+T = TypeVar("T")
 
 Progress = Callable[[int, int], None]
 """Called with what is done and how much there is."""
@@ -65,10 +71,11 @@ class MemoryRepository:
         self._make_vectorizer = make_vectorizer
         self._store: Store | None = None
         self._vectorizer: Vectorizer | None = None
+        self._loading: asyncio.Task[None] | None = None
         self._model_checked = False
         self._opening = asyncio.Lock()
-        self.comparing = asyncio.Lock()
-        """Held from looking up what is there until what is missing is stored, so that nothing is stored twice."""
+        self._adopting = asyncio.Lock()
+        self._adding = asyncio.Lock()
         self.indexing = asyncio.Lock()
         """Held while token vectors are computed."""
         self.stored_model: StoredModel | None = None
@@ -85,9 +92,11 @@ class MemoryRepository:
     async def close(self) -> None:
         """Idempotent."""
         store, self._store = self._store, None
-        vectorizer, self._vectorizer = self._vectorizer, None
         self._model_checked = False
         try:
+            if self._loading is not None:
+                await asyncio.wait([self._loading])
+            vectorizer, self._vectorizer = self._vectorizer, None
             if vectorizer is not None:
                 await vectorizer.close()
         finally:
@@ -105,9 +114,19 @@ class MemoryRepository:
         async with self._opening:
             _ = self.store
             if self._vectorizer is None:
-                # Finding a model may hash its weights, or ask the hub; knowing who it is may load a library.
-                self._vectorizer = await in_thread(self._identified)
+                # A caller who gives up ends nothing: the thread can't be stopped, and what it makes must be closed.
+                self._loading = self._loading or asyncio.create_task(self._load(), name="gemma-rag-load")
+                await asyncio.shield(self._loading)
+            _ = self.store  # it may have been closed meanwhile
+            assert self._vectorizer is not None
             return self._vectorizer
+
+    async def _load(self) -> None:
+        try:
+            # Finding a model may hash its weights, or ask the hub; knowing who it is may load a library.
+            self._vectorizer = await in_thread(self._identified)
+        finally:
+            self._loading = None
 
     def _identified(self) -> Vectorizer:
         vectorizer = self._make_vectorizer()
@@ -123,14 +142,25 @@ class MemoryRepository:
         """The model in use; `ModelMismatchError` unless its vectors may be compared with the store's."""
         vectorizer = self._vectorizer or await self.vectorizer()
         if self.stored_model is None:  # the store was empty: another process may have begun it since
-            self.stored_model = await self.store.model()
-            self._model_checked = self._model_checked and self.stored_model is None
-        if not self._model_checked:
-            if self.stored_model is not None:
-                await vectorizer.check(self.stored_model)
+            begun = await self.store.model()
+            if begun is not None:
+                await self._adopt(vectorizer, begun)
+        elif not self._model_checked:
+            await vectorizer.check(self.stored_model)
             self._model_checked = True
         self._connect_cache(vectorizer)
         return vectorizer
+
+    async def _adopt(self, vectorizer: Vectorizer, model: StoredModel) -> StoredModel:
+        """The model of a store that was empty, from now on: this one, unless another process was quicker. One at a
+        time, and once: a second one could let in what was embedded for the first by then as vectors of another."""
+        async with self._adopting:
+            if self.stored_model is None:
+                await vectorizer.check(model)
+                kept = await self.store.adopt(model)
+                await vectorizer.check(kept)
+                self.stored_model, self._model_checked = kept, True
+            return self.stored_model
 
     def _connect_cache(self, vectorizer: Vectorizer) -> None:
         """The store's cache of vectors serves once the store's model is known to be the one in use."""
@@ -142,14 +172,9 @@ class MemoryRepository:
     async def adopted_vectorizer(self) -> tuple[Vectorizer, StoredModel]:
         """The model in use, once the store has it in writing that its vectors are from that one."""
         vectorizer = await self.fitting_vectorizer()
-        if self.stored_model is None:
-            mine = await vectorizer.model()
-            kept = await self.store.adopt(mine)
-            if kept is not mine:
-                await vectorizer.check(kept)
-            self.stored_model = kept
-            self._connect_cache(vectorizer)
-        return vectorizer, self.stored_model
+        model = self.stored_model or await self._adopt(vectorizer, await vectorizer.model())
+        self._connect_cache(vectorizer)
+        return vectorizer, model
 
     def went_over(self, model: StoredModel) -> None:
         """The store's vectors are this model's from now on."""
@@ -157,15 +182,30 @@ class MemoryRepository:
         self._model_checked = True
 
     async def put(
-        self, entries: list[MemoryEntry], *, replaces: Sequence[str] = (), progress: Progress | None = None
+        self,
+        entries: list[MemoryEntry],
+        *,
+        replaces: Sequence[str] = (),
+        keeps: Collection[str] = (),
+        progress: Progress | None = None,
     ) -> list[str]:
-        """Embeds what has no vector yet, stores everything in one step and returns the ids."""
+        """Embeds what has no vector yet, stores everything in one step (see `Store.put`) and returns the ids."""
         store = self.store
         if entries:
             await self._embed(entries, progress)
         if entries or replaces:
-            await store.put(entries, self.rules, self.now(), replaces=replaces)
+            await store.put(entries, self.rules, self.now(), replaces=replaces, keeps=keeps)
         return [entry.id for entry in entries]
+
+    async def add_missing(self, attempt: Callable[[int], Awaitable[T]]) -> T:
+        """What `attempt` returns, which looks up what is there and puts what is missing. One at a time, so that nothing
+        is stored twice; where another process has put some of it meanwhile, so that its ids are taken, again. It is
+        given how often it has been tried."""
+        async with self._adding:
+            for number in range(ATTEMPTS - 1):
+                with suppress(InvalidInputError):
+                    return await attempt(number)
+            return await attempt(ATTEMPTS - 1)
 
     async def _embed(self, entries: Sequence[MemoryEntry], progress: Progress | None) -> None:
         vectorizer, model = await self.adopted_vectorizer()

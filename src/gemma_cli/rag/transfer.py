@@ -11,18 +11,27 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, Final
 
+from gemma_cli.rag import validation as check
 from gemma_cli.rag.embedders.base import ModelIdentity
-from gemma_cli.rag.errors import DocumentError, DocumentNotFoundError, GemmaRagError, InvalidInputError
+from gemma_cli.rag.errors import (
+    DocumentError,
+    DocumentNotFoundError,
+    GemmaRagError,
+    InvalidInputError,
+    ModelMismatchError,
+)
 from gemma_cli.rag.intake import Intake
 from gemma_cli.rag.memory import MemoryEntry
 from gemma_cli.rag.offload import in_thread
 from gemma_cli.rag.replacing import replaced_file
 from gemma_cli.rag.repository import MemoryRepository, Progress
 from gemma_cli.rag.stores.base import Filter
+from gemma_cli.rag.stores.rows import same_model
 
 TOGETHER: Final = 1_000
 """Memories read or stored in one step."""
@@ -32,16 +41,20 @@ VERSION: Final = 1
 
 
 def is_export(path: str | os.PathLike[str]) -> bool:
-    """Whether a file begins as an export does. What can't be read, or can be no path, is none."""
-    with suppress(OSError, ValueError, TypeError), Path(path).open("rb") as file:
-        return file.read(64).startswith(f'{{"format": "{FORMAT}"'.encode())
+    """Whether a file begins as an export does. What can't be read, or can be no path, is none. Nothing but a regular
+    file is opened: a pipe would wait for somebody who writes."""
+    with suppress(OSError, ValueError, TypeError):
+        if (file := Path(path)).is_file():
+            with file.open("rb") as begun:
+                return begun.read(64).startswith(f'{{"format": "{FORMAT}"'.encode())
     return False
 
 
 async def export_memories(repository: MemoryRepository, path: str | os.PathLike[str]) -> int:
-    """Writes every memory, oldest first, and says how many."""
+    """Writes every memory, oldest first, and says how many. `ModelMismatchError` where the store goes over to another
+    model meanwhile."""
     entries = (await repository.all(Filter()))[::-1]
-    model = repository.stored_model
+    model = await repository.store.model()
     written = 0
     with _export_file(path, None if model is None else model.identity) as write:
         for start in range(0, len(entries), TOGETHER):
@@ -49,6 +62,9 @@ async def export_memories(repository: MemoryRepository, path: str | os.PathLike[
             full = [entry for entry in await repository.store.get(ids, repository.now()) if entry is not None]
             await in_thread(write, full)
             written += len(full)
+        after = await repository.store.model()
+        if written and (model is None or after is None or not same_model(model, after)):
+            raise ModelMismatchError("the store was emptied, or went over to another model, meanwhile; export it again")
     return written
 
 
@@ -64,20 +80,24 @@ async def import_memories(
     entries = file.entries()
     stored = seen = 0
     while part := await in_thread(lambda: list(islice(entries, TOGETHER))):
-        async with repository.comparing:
-            now = repository.now()
-            distinct = {entry.id: entry for entry in reversed(part)}  # of an id that stands there twice, the first
-            known = await repository.store.get(list(distinct), now)
-            new = [
-                intake.given(entry if keep else replace(entry, embedding=None), now)
-                for entry, there in reversed(list(zip(distinct.values(), known, strict=True)))
-                if there is None and (entry.expires_at is None or entry.expires_at.timestamp() > now)
-            ]
-            stored += len(await repository.put(new))
+        distinct = {entry.id: entry for entry in reversed(part)}  # of an id that stands there twice, the first
+        given = [entry if keep else replace(entry, embedding=None) for entry in reversed(distinct.values())]
+        stored += await repository.add_missing(partial(_put_missing, repository, intake, given))
         seen += len(part)
         if progress:
             progress(seen, file.memories)
     return stored
+
+
+async def _put_missing(repository: MemoryRepository, intake: Intake, entries: list[MemoryEntry], _: int) -> int:
+    now = repository.now()
+    known = await repository.store.get([entry.id for entry in entries], now)
+    new = [
+        intake.given(entry, now)
+        for entry, there in zip(entries, known, strict=True)
+        if there is None and (entry.expires_at is None or entry.expires_at.timestamp() > now)
+    ]
+    return len(await repository.put(new))
 
 
 Write = Callable[[list[MemoryEntry]], None]
@@ -88,7 +108,7 @@ def _export_file(path: str | os.PathLike[str], model: ModelIdentity | None) -> I
     """A function that adds memories to a file, which takes its place when the block ends well. A link stays, and its
     target is replaced."""
     try:
-        target = Path(os.path.realpath(path))
+        target = Path(os.path.realpath(check.path("path", path)))
         if target.exists() and not target.is_file():
             raise DocumentError(f"{target} can't be written: it is not a regular file")
         with replaced_file(target) as file:
@@ -135,7 +155,7 @@ class ImportFile:
 def inspect(path: str | os.PathLike[str], accept: Callable[[MemoryEntry], object]) -> ImportFile:
     """Reads a whole file, so that a bad line is found before anything is stored; `accept` raises `InvalidInputError`
     for a memory that can't be."""
-    target = Path(path)
+    target = Path(check.path("path", path))
     model: ModelIdentity | None = None
     memories = 0
     for number, data in _lines(target):
@@ -185,6 +205,8 @@ def _accept(
 
 def _lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     try:
+        if path.exists() and not path.is_file():
+            raise DocumentError(f"{path} is not a regular file; nothing was imported")
         with path.open(encoding="utf-8") as file:
             for number, line in enumerate(file, 1):
                 if not line.strip():

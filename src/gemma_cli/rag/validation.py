@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from typing import Any, Final
@@ -10,6 +11,10 @@ from gemma_cli.rag.errors import InvalidInputError, InvalidTypeError
 
 MAX_LABEL_CHARS: Final = 512
 """Longest tag, actor, session or namespace, in characters."""
+
+MAX_METADATA_DEPTH: Final = 64
+"""Mappings and lists within each other, the metadata itself counted. What reads JSON recurses, and stops somewhere: at
+1,000 levels in Python and SQLite, at about 250 in pydantic."""
 
 
 def text(name: str, value: object, *, max_chars: int | None = None) -> str:
@@ -43,6 +48,16 @@ def optional_label(name: str, value: object) -> str | None:
 
 def _too_long(name: str, value: str) -> str:
     raise InvalidInputError(f"{name}: {len(value):,} characters, more than {MAX_LABEL_CHARS}")
+
+
+def path(name: str, value: object) -> str:
+    """The text of a str or a Path that could name a file."""
+    given = os.fspath(value) if isinstance(value, os.PathLike) else value
+    if not isinstance(given, str):
+        raise InvalidTypeError(f"{name}: expected a str or a Path, got {type(value).__name__}")
+    if not given or "\0" in given:
+        raise InvalidInputError(f"{name}: {given!r} names no file")
+    return given
 
 
 def number(name: str, value: object, low: float = -math.inf, high: float = math.inf) -> float:
@@ -103,14 +118,17 @@ def ids(name: str, value: Iterable[str]) -> list[str]:
     return [label(f"{name}[{position}]", one) for position, one in enumerate(value)]
 
 
-def metadata(value: Mapping[str, Any] | None, *, max_chars: int | None = None) -> dict[str, Any]:
-    """A copy of a mapping that JSON can carry there and back; tuples become lists."""
+def metadata(
+    value: Mapping[str, Any] | None, *, max_chars: int | None = None, max_depth: int | None = MAX_METADATA_DEPTH
+) -> dict[str, Any]:
+    """A copy of a mapping that JSON can carry there and back; tuples become lists. `max_depth`: None for what may have
+    been stored before there was a limit."""
     if value is None:
         return {}
     if not isinstance(value, Mapping):
         raise InvalidTypeError(f"metadata: expected a mapping, got {type(value).__name__}")
     try:
-        _string_keys(value)
+        _check_shape(value, max_depth)
         encoded = json.dumps(dict(value), allow_nan=False, ensure_ascii=False)
         encoded.encode()
         copy: dict[str, Any] = json.loads(encoded)
@@ -125,16 +143,18 @@ def metadata(value: Mapping[str, Any] | None, *, max_chars: int | None = None) -
     return copy
 
 
-def _string_keys(value: object) -> None:
-    """JSON would turn the key 1 into "1" in silence; say so instead."""
+def _check_shape(value: object, max_depth: int | None, depth: int = 1) -> None:
+    """Refuses what is nested too deep, and keys that are no text: JSON would turn 1 into "1" in silence."""
+    if not isinstance(value, Mapping | list | tuple):
+        return
+    if max_depth is not None and depth > max_depth:
+        raise InvalidInputError(f"metadata: is nested deeper than {max_depth} levels; flatten it")
     if isinstance(value, Mapping):
-        for key, inner in value.items():
+        for key in value:
             if not isinstance(key, str):
                 raise InvalidInputError(f"metadata: the key {key!r} is not a string")
-            _string_keys(inner)
-    elif isinstance(value, list | tuple):
-        for inner in value:
-            _string_keys(inner)
+    for inner in value.values() if isinstance(value, Mapping) else value:
+        _check_shape(inner, max_depth, depth + 1)
 
 
 _LAST_MOMENT: Final = datetime(9999, 12, 31, 23, 59, 59, tzinfo=UTC)

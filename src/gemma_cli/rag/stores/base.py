@@ -10,7 +10,7 @@ For every verb:
 - A store serves one namespace; nothing of another is seen, counted or evicted.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, Final, Protocol, runtime_checkable
@@ -31,6 +31,15 @@ class StoredModel:
 
     identity: ModelIdentity
     probe: NDArray[np.float32] | None = None
+
+
+BACK_IN_TIME: Final = 1.0
+"""Seconds by which a clock must have been put back to count as such."""
+
+
+def went_back(now: float, latest: float) -> bool:
+    """Whether the clock was put back: what had expired by it is there again, so whatever has dropped that is void."""
+    return now < latest - BACK_IN_TIME
 
 
 class Keep(Enum):
@@ -98,15 +107,22 @@ class Store(Protocol):
 
     async def adopt(self, model: StoredModel) -> StoredModel:
         """Writes down the model of a store that holds no memory yet, and returns the one that holds from now on:
-        another one where another process was quicker."""
+        another one where another process was quicker. What is put from then on counts as that one's."""
 
     async def put(
-        self, entries: Sequence[MemoryEntry], rules: TierRules, now: float, *, replaces: Sequence[str] = ()
+        self,
+        entries: Sequence[MemoryEntry],
+        rules: TierRules,
+        now: float,
+        *,
+        replaces: Sequence[str] = (),
+        keeps: Collection[str] = (),
     ) -> None:
         """Removes memories, then adds those that replace them, with embeddings (float32, length 1); these may have the
         same ids. A tier above its capacity makes room: the expired go, the deserving move up (see `promote`), then
-        those of the lowest relevance leave; a pinned one never, one just put only where nothing else is left.
-        `CapacityError` when nothing can leave, `InvalidInputError` for an id that is taken."""
+        those of the lowest relevance leave; a pinned one never, one just put only where nothing else is left. Those
+        in `keeps` count as just put; an id there that is not in the store is passed over. `CapacityError` when nothing
+        can leave, `InvalidInputError` for an id that is taken."""
 
     async def get(self, ids: Sequence[str], now: float) -> list[MemoryEntry | None]:
         """The memories with these ids, in their order, embeddings included."""
@@ -135,10 +151,12 @@ class Store(Protocol):
 
     async def promote(self, rules: TierRules, now: float) -> Mapping[tuple[MemoryTier, MemoryTier], int]:
         """Sweeps, then moves every unpinned memory whose relevance reaches the threshold one tier up, and says how
-        many went from where to where."""
+        many went from where to where. The highest relevance goes first, and what the next tier can't hold beside its
+        pinned ones and those that came with this run waits where it is; from the top tier down."""
 
     async def deserving(self, tier: MemoryTier, rules: TierRules, now: float) -> list[MemoryEntry]:
-        """What `promote` would move out of a tier, highest relevance first; changes nothing."""
+        """What `promote` would move out of a tier, highest relevance first: no more than the next tier has room for,
+        beside its pinned ones and what would come from tiers above this one; changes nothing."""
 
     def touch(self, ids: Sequence[str], now: float) -> None:
         """Counts one access for each id; an id named twice counts twice. Written behind: nobody waits for it, `get`,
@@ -167,23 +185,31 @@ class Pending:
     content: str
 
 
+REPLACED: Final = "a re-embedding with another model has begun meanwhile; this one was given up"
+"""What the run of `Reembedding` is told that another one has put an end to."""
+
+
 @runtime_checkable
 class Reembedding(Protocol):
     """A store that can go over to another model while it is in use: new vectors gather beside the old ones, and all
     change places in one step at the end. What was gathered survives an interruption."""
 
     async def reembed_begin(self, model: StoredModel, now: float) -> int:
-        """Starts towards `model`, or goes on where an earlier run towards the same one stopped; how many are left."""
+        """Starts towards `model`, or goes on where an earlier run towards the same one stopped; how many are left. What
+        was gathered towards another one is void."""
 
     async def reembed_next(self, limit: int) -> list[Pending]:
         """Memories that have no new vector yet."""
 
-    async def reembed_put(self, done: Sequence[Pending], vectors: NDArray[np.float32]) -> None:
-        """Keeps new vectors (float32 [n, dimension], length 1), except of memories that have changed meanwhile."""
+    async def reembed_put(self, model: StoredModel, done: Sequence[Pending], vectors: NDArray[np.float32]) -> None:
+        """Keeps new vectors (float32 [n, dimension], length 1) of `model`, except of memories that have changed
+        meanwhile. `ModelMismatchError` where a re-embedding towards another model has begun since."""
 
-    async def reembed_finish(self, now: float) -> bool:
-        """Lets the new vectors take over; False when memories without one have come meanwhile. Other processes that
-        still use the old model get `ModelMismatchError` from then on."""
+    async def reembed_finish(self, model: StoredModel, now: float) -> bool:
+        """Lets the new vectors, those of `model`, take over; False when memories without one have come meanwhile. Other
+        processes that still use the old model get `ModelMismatchError` from then on where they ask or write; what needs
+        no model (`get`, `page`, `counts`, ...) they can read still. This call raises it where a re-embedding towards
+        another model has begun since."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,6 +221,15 @@ class Link:
     similarity: float
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Alike:
+    """Two memories, as they were compared, that are to be linked."""
+
+    one: MemoryEntry
+    other: MemoryEntry
+    similarity: float
+
+
 @runtime_checkable
 class Linking(Protocol):
     """A store that remembers which memories are near-duplicates of each other, and which have been compared."""
@@ -202,9 +237,9 @@ class Linking(Protocol):
     async def uncompared(self, now: float, limit: int) -> list[MemoryEntry]:
         """Memories that have not been compared since they got their content, oldest first, embeddings included."""
 
-    async def link(self, compared: Sequence[str], links: Sequence[Link]) -> int:
-        """Keeps links and which memories have been compared; says how many links are new. A memory that is gone
-        meanwhile is left out."""
+    async def link(self, compared: Sequence[MemoryEntry], alike: Sequence[Alike]) -> int:
+        """Keeps which memories have been compared, and links those that are alike; says how many links are new. Each
+        memory as it was read, embedding included: one that is gone, or has another vector meanwhile, is left out."""
 
     async def links(self, memory_id: str | None, now: float, limit: int) -> list[Link]:
         """The links of one memory, or of all, most similar first, the newer memory first in each."""

@@ -1,11 +1,11 @@
 """What is the same in every store: the order of promotions, and what a change makes of a memory."""
 
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Final
 
 from gemma_cli.rag.errors import InvalidInputError
-from gemma_cli.rag.memory import MemoryEntry, MemoryTier, TierRules
+from gemma_cli.rag.memory import MemoryEntry, MemoryTier, TierRules, utc
 from gemma_cli.rag.stores.base import KEEP, Update
 
 PROMOTION_ORDER: Final = (MemoryTier.LONG_TERM, MemoryTier.EPISODIC, MemoryTier.SHORT_TERM, MemoryTier.WORKING)
@@ -47,4 +47,4 @@ def changed(old: MemoryEntry, change: Update, rules: TierRules, now: float) -> M
 
 
 def _moment(seconds: float | None) -> datetime | None:
-    return None if seconds is None else datetime.fromtimestamp(seconds, UTC)
+    return None if seconds is None else utc(seconds)

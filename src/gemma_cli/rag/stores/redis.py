@@ -6,7 +6,7 @@ The verbs, each one script on the server (`lua/`); what is found is found by the
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Final
 
@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 
 from gemma_cli.rag.actors import KnownTerms
 from gemma_cli.rag.candidates import Question
-from gemma_cli.rag.memory import TIERS, MemoryEntry, MemoryTier, TierRules
+from gemma_cli.rag.errors import ModelMismatchError
+from gemma_cli.rag.memory import TIERS, MemoryEntry, MemoryTier, TierRules, utc
 from gemma_cli.rag.stores import redis_scripts as scripts
 from gemma_cli.rag.stores.base import KEEP, Filter, StoredModel, StoreInfo, Update
 from gemma_cli.rag.stores.changes import PROMOTION_ORDER, changed
@@ -29,7 +30,6 @@ from gemma_cli.rag.stores.redis_rows import (
     encode,
     expired,
     flat,
-    moment,
     rules_json,
 )
 from gemma_cli.rag.stores.redis_session import FORMAT, LISTED_TOGETHER
@@ -38,6 +38,8 @@ from gemma_cli.rag.words import WORDS_VERSION, facet
 
 MEASURED: Final = 32
 """Memories whose size stands for all."""
+
+_FROM_THE_TOP: Final = [TIER_CODE[tier] for tier in PROMOTION_ORDER]
 
 
 class RedisStore(RedisPowers):
@@ -50,15 +52,22 @@ class RedisStore(RedisPowers):
         return to_model(*columns) if occupied else None
 
     async def adopt(self, model: StoredModel) -> StoredModel:
-        state = await self._ready()
-        state.model, state.generation = await self._adopted(state.link, state.generation, model)
-        return state.model
+        async with self._going_over:
+            state = await self._ready()
+            state.model, state.generation = await self._adopted(state.link, state.generation, model)
+            return state.model
 
     async def put(
-        self, entries: Sequence[MemoryEntry], rules: TierRules, now: float, *, replaces: Sequence[str] = ()
+        self,
+        entries: Sequence[MemoryEntry],
+        rules: TierRules,
+        now: float,
+        *,
+        replaces: Sequence[str] = (),
+        keeps: Collection[str] = (),
     ) -> None:
         await self._counted()
-        words: list[Word] = [now, rules_json(rules), len(replaces), *replaces]
+        words: list[Word] = [now, rules_json(rules), len(replaces), *replaces, len(keeps), *keeps]
         for entry, numbers, fields in encode(entries):
             words += [entry.id, numbers, 2 * len(fields), *flat(fields)]
         await self._call(scripts.PUT, *words, write=True)
@@ -67,32 +76,44 @@ class RedisStore(RedisPowers):
         self, wanted: Filter, now: float, *, limit: int, after: tuple[float, str] | None = None
     ) -> list[MemoryEntry]:
         await self._counted()
-        facets = [facet("tag", tag) for tag in wanted.tags]
-        facets += [facet(name, value) for name in ("actor", "session") if (value := getattr(wanted, name)) is not None]
-        holding = await self._from_mirror(lambda mirror: mirror.holding(facets, now)) if facets else None
+        holding = await self._holding(wanted, now)
         found: list[MemoryEntry] = []
-        top, skipped = (math.inf, 0) if after is None else (after[0], 0)
-        while len(found) < limit:
-            # By creation, not by rank: others come and go between two looks.
-            scores = (repr(top), "-inf", "BYSCORE", "REV", "LIMIT", skipped, LISTED_TOGETHER, "WITHSCORES")
-            listed = await self._command("ZRANGE", self._keys.of("created"), *scores)
-            pairs = [(float(listed[i + 1]), listed[i].decode()) for i in range(0, len(listed), 2)]
-            ids = [
-                memory_id
-                for created, memory_id in pairs
-                if (after is None or (created, memory_id) < after) and (holding is None or memory_id in holding)
-            ]
+        async for part in self._newest(after):
+            ids = part if holding is None else [memory_id for memory_id in part if memory_id in holding]
             for memory_id, values in zip(ids, await self._read(READ_ENTRY, ids), strict=True):
                 entry = decode(memory_id, values)
                 if entry is not None and not expired(entry, now) and _fits(entry, wanted):
                     found.append(entry)
-            if len(pairs) < LISTED_TOGETHER:
+            if len(found) >= limit:
                 break
+        return found[:limit]
+
+    async def _holding(self, wanted: Filter, now: float) -> set[str] | None:
+        """The ids that the index has for a listing; None: any may be in it."""
+        facets = [facet("tag", tag) for tag in wanted.tags]
+        facets += [facet(name, value) for name in ("actor", "session") if (value := getattr(wanted, name)) is not None]
+        if not facets:
+            return None
+        try:
+            return await self._from_mirror(lambda mirror: mirror.holding(facets, now))
+        except ModelMismatchError:  # there is no index of another model, and a listing needs none
+            return None
+
+    async def _newest(self, after: tuple[float, str] | None) -> AsyncIterator[list[str]]:
+        """All ids, or those after one of this creation time and id, by creation and id from the top; some at a time."""
+        top, skipped = math.inf if after is None else after[0], 0
+        while True:
+            # By creation, not by rank: others come and go between two looks.
+            scores = (repr(top), "-inf", "BYSCORE", "REV", "LIMIT", skipped, LISTED_TOGETHER, "WITHSCORES")
+            listed = await self._command("ZRANGE", self._keys.of("created"), *scores)
+            pairs = [(float(listed[i + 1]), listed[i].decode()) for i in range(0, len(listed), 2)]
+            yield [memory_id for created, memory_id in pairs if after is None or (created, memory_id) < after]
+            if len(pairs) < LISTED_TOGETHER:
+                return
             last = pairs[-1]
             # Many of one time are passed over by their rank within it.
             skipped = skipped + len(pairs) if last[0] == top else sum(created == last[0] for created, _ in pairs)
             top, after = last[0], last if after is None else min(after, last)
-        return found[:limit]
 
     async def known(self, terms: NDArray[np.uint64], now: float) -> KnownTerms:
         return await self._from_mirror(lambda mirror: mirror.known(terms, now))
@@ -116,7 +137,7 @@ class RedisStore(RedisPowers):
                 return None
             if done != 0:  # else it has changed since it was read
                 numbers = Numbers.unpack(done)
-                return replace(new, access_count=numbers.access_count, last_accessed=moment(numbers.accessed))
+                return replace(new, access_count=numbers.access_count, last_accessed=utc(numbers.accessed))
 
     async def delete(self, ids: Sequence[str], now: float) -> int:
         return int(await self._call(scripts.DELETE, now, *ids, write=True))
@@ -127,13 +148,12 @@ class RedisStore(RedisPowers):
 
     async def promote(self, rules: TierRules, now: float) -> Mapping[tuple[MemoryTier, MemoryTier], int]:
         await self._counted()
-        order = [TIER_CODE[tier] for tier in PROMOTION_ORDER]
-        moves = json.loads(await self._call(scripts.PROMOTE, now, rules_json(rules), *order, write=True)) or []
+        moves = json.loads(await self._call(scripts.PROMOTE, now, rules_json(rules), *_FROM_THE_TOP, write=True)) or []
         return {(TIERS[moves[i]], TIERS[moves[i + 1]]): moves[i + 2] for i in range(0, len(moves), 3)}
 
     async def deserving(self, tier: MemoryTier, rules: TierRules, now: float) -> list[MemoryEntry]:
         await self._counted()
-        ids = await self._call(scripts.DESERVING, now, rules_json(rules), TIER_CODE[tier])
+        ids = await self._call(scripts.DESERVING, now, rules_json(rules), TIER_CODE[tier], *_FROM_THE_TOP)
         found = await self.get([memory_id.decode() for memory_id in ids], now)
         return [entry for entry in found if entry is not None]
 
@@ -141,8 +161,7 @@ class RedisStore(RedisPowers):
         return int(await self._call(scripts.SWEEP, now, write=True))
 
     async def counts(self, now: float) -> Mapping[MemoryTier, int]:
-        state = await self._ready()
-        counts = await self._call(scripts.COUNTS, state.generation, now)
+        counts = await self._call(scripts.COUNTS, now)
         return dict(zip(TIERS, counts, strict=True))
 
     async def info(self) -> StoreInfo:

@@ -20,6 +20,7 @@ from gemma_cli.rag.actors import KnownTerms
 from gemma_cli.rag.candidates import Question
 from gemma_cli.rag.errors import BackendStateError, ModelMismatchError, StoreDamagedError
 from gemma_cli.rag.memory import MemoryEntry
+from gemma_cli.rag.stores.base import went_back
 from gemma_cli.rag.stores.redis_feed import Feed, Stamp
 from gemma_cli.rag.stores.redis_indexes import Indexes, heard
 from gemma_cli.rag.stores.redis_keys import Keys
@@ -30,9 +31,6 @@ from gemma_cli.rag.stores.redis_search import Begun, Copy, Detail, News
 
 INDEX_BYTES: Final = 512 << 20
 """What all indexes of an event loop may hold together."""
-
-BACK_IN_TIME: Final = 1.0
-"""Seconds by which the clock must have been put back before the index is loaded anew."""
 
 KNOWN_AGE: Final = 0.02
 """Seconds that what is known of terms may be behind what other processes write."""
@@ -301,8 +299,8 @@ class Mirror:
         """While a question is under way."""
         if self._closed:
             raise BackendStateError("the store is not open")
-        if now < self._latest - BACK_IN_TIME:
-            self.drop()  # it has dropped what had expired by then, and is there again by this clock
+        if went_back(now, self._latest):
+            self.drop()
         self._latest = now
         self._indexes().used(self)
         self._questions += 1

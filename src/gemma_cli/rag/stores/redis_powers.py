@@ -15,13 +15,13 @@ from gemma_cli.rag.quantize import quantize
 from gemma_cli.rag.settings_schema import RedisSettings
 from gemma_cli.rag.stores import redis_changes
 from gemma_cli.rag.stores import redis_scripts as scripts
-from gemma_cli.rag.stores.base import Change, Glimpse, Link, Particulars, Pending, Point, StoredModel, Untokened
+from gemma_cli.rag.stores.base import Alike, Change, Glimpse, Link, Particulars, Pending, Point, StoredModel, Untokened
 from gemma_cli.rag.stores.redis_feed import READ_TOGETHER, Feed
 from gemma_cli.rag.stores.redis_link import Word
 from gemma_cli.rag.stores.redis_reading import Values
-from gemma_cli.rag.stores.redis_rows import Numbers, code, text_digest, token_version
+from gemma_cli.rag.stores.redis_rows import Numbers, code, digest, token_version
 from gemma_cli.rag.stores.redis_session import LISTED_TOGETHER, RedisSession
-from gemma_cli.rag.stores.rows import model_columns, to_model
+from gemma_cli.rag.stores.rows import model_columns, vector_of
 
 ROWS_KNOWN: Final = 100_000
 """Rows whose ids are kept between a list of work and its results."""
@@ -39,7 +39,7 @@ class RedisPowers(RedisSession):
     async def cached_vectors(self, texts: Sequence[str]) -> dict[str, NDArray[np.float32]]:
         if not texts:
             return {}
-        found = await self._command("HMGET", self._keys.of("embeddings"), *map(text_digest, texts))
+        found = await self._command("HMGET", self._keys.of("embeddings"), *map(digest, map(str.encode, texts)))
         return {
             text: np.frombuffer(vector, np.float32)
             for text, vector in zip(texts, found, strict=True)
@@ -47,7 +47,7 @@ class RedisPowers(RedisSession):
         }
 
     def cache_vectors(self, vectors: Mapping[str, NDArray[np.float32]], capacity: int) -> None:
-        words = [word for text, vector in vectors.items() for word in (text_digest(text), vector.tobytes())]
+        words = [word for text, vector in vectors.items() for word in (digest(text.encode()), vector.tobytes())]
         self._behind(scripts.CACHE, capacity, *words)
 
     # Near-duplicates
@@ -60,9 +60,18 @@ class RedisPowers(RedisSession):
                 break
         return found[:limit]
 
-    async def link(self, compared: Sequence[str], links: Sequence[Link]) -> int:
-        pairs = [word for pair in links for word in (pair.first, pair.second, float(pair.similarity))]
-        return int(await self._call(scripts.LINK, len(compared), *compared, *pairs, write=True))
+    async def link(self, compared: Sequence[MemoryEntry], alike: Sequence[Alike]) -> int:
+        places: dict[tuple[str, str], int] = {}
+
+        def place(entry: MemoryEntry) -> int:
+            return places.setdefault((entry.id, digest(vector_of(entry).tobytes())), len(places) + 1)
+
+        for entry in compared:
+            place(entry)
+        marked = len(places)
+        pairs = [word for pair in alike for word in (place(pair.one), place(pair.other), float(pair.similarity))]
+        memories = [word for known in places for word in known]
+        return int(await self._call(scripts.LINK, len(places), marked, *memories, *pairs, write=True))
 
     async def links(self, memory_id: str | None, now: float, limit: int) -> list[Link]:
         found = await self._call(scripts.LINKS, now, limit, memory_id or "")
@@ -183,8 +192,7 @@ class RedisPowers(RedisSession):
     # Looking through, and going over to another model
 
     async def verify(self) -> None:
-        state = await self._ready()
-        wrong = await self._call(scripts.VERIFY, state.generation)
+        wrong = await self._call(scripts.VERIFY)
         if wrong:
             raise StoreDamagedError(
                 f"{self._where} is damaged: {wrong.decode()}; export it and import it into a new one"
@@ -194,8 +202,7 @@ class RedisPowers(RedisSession):
         stale = await self._command("HGET", self._keys.of("meta"), "stale")
         if stale is not None:  # the last change of models was interrupted after it was made
             await self._clean()
-        identity, probe = model_columns(model)
-        return int(await self._call(scripts.REEMBED, now, "begin", identity, probe or b"", write=True))
+        return int(await self._call(scripts.REEMBED, now, "begin", *_words(model), write=True))
 
     async def reembed_next(self, limit: int) -> list[Pending]:
         ids = await self._command("ZRANGE", self._keys.of("unembedded"), 0, limit - 1)
@@ -207,8 +214,8 @@ class RedisPowers(RedisSession):
                 pending.append(Pending(numbers.row, numbers.sequence, content.decode()))
         return pending
 
-    async def reembed_put(self, done: Sequence[Pending], vectors: NDArray[np.float32]) -> None:
-        words: list[Word] = [0.0, "put"]
+    async def reembed_put(self, model: StoredModel, done: Sequence[Pending], vectors: NDArray[np.float32]) -> None:
+        words: list[Word] = [0.0, "put", *_words(model)]
         exact = np.ascontiguousarray(vectors, np.float32)
         quantised = quantize(exact)
         for i, (work, vector) in enumerate(zip(done, exact, strict=True)):
@@ -216,14 +223,14 @@ class RedisPowers(RedisSession):
                 words += [memory_id, work.row, work.version, vector.tobytes(), code(quantised, i)]
         await self._call(scripts.REEMBED, *words, write=True)
 
-    async def reembed_finish(self, now: float) -> bool:
-        state = await self._ready()
-        columns = await self._command("HMGET", self._keys.of("meta"), "next-model", "next-probe")
-        generation = await self._call(scripts.REEMBED, now, "finish", write=True)
-        if generation == b"0":
-            return False
-        state.generation, state.model = generation.decode(), to_model(*columns)
-        state.mirror.drop()
+    async def reembed_finish(self, model: StoredModel, now: float) -> bool:
+        async with self._going_over:
+            state = await self._ready()
+            generation = await self._change(state, scripts.REEMBED, now, "finish", *_words(model))
+            if generation == b"0":
+                return False
+            state.generation, state.model = generation.decode(), model
+            state.mirror.drop()
         await self._clean()
         return True
 
@@ -257,3 +264,9 @@ class RedisPowers(RedisSession):
         self._ids.move_to_end(row)
         while len(self._ids) > ROWS_KNOWN:
             self._ids.popitem(last=False)
+
+
+def _words(model: StoredModel) -> tuple[Word, Word]:
+    """A model as the scripts take it."""
+    identity, probe = model_columns(model)
+    return identity, probe or b""

@@ -5,15 +5,22 @@ import math
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from hashlib import sha1
 from typing import Any, Final
 
 import numpy as np
 
-from gemma_cli.rag.memory import TIERS, MemoryEntry, TierRules
+from gemma_cli.rag.memory import TIERS, MemoryEntry, TierRules, utc
 from gemma_cli.rag.quantize import Codes, quantize
-from gemma_cli.rag.stores.rows import TIER_CODE, terms_of, vector_of
+from gemma_cli.rag.stores.rows import (
+    TIER_CODE,
+    metadata_json,
+    tags_json,
+    terms_of,
+    to_metadata,
+    to_tags,
+    vector_of,
+)
 
 _NUMBERS: Final = struct.Struct("<10d")
 CODE_HEAD: Final = struct.Struct("<2f")
@@ -112,8 +119,8 @@ def optional(entry: MemoryEntry) -> dict[str, Field]:
     found = {
         "actor": entry.actor,
         "session": entry.session,
-        "tags": json.dumps(sorted(entry.tags), ensure_ascii=False) if entry.tags else None,
-        "metadata": json.dumps(entry.metadata, ensure_ascii=False) if entry.metadata else None,
+        "tags": tags_json(entry),
+        "metadata": metadata_json(entry),
     }
     return {name: value for name, value in found.items() if value is not None}
 
@@ -134,17 +141,17 @@ def decode(memory_id: str, values: Sequence[bytes | None], vector: bytes | None 
         memory_type=TIERS[numbers.tier],
         importance=numbers.importance,
         id=memory_id,
-        created_at=moment(numbers.created),
-        last_accessed=moment(numbers.accessed),
+        created_at=utc(numbers.created),
+        last_accessed=utc(numbers.accessed),
         access_count=numbers.access_count,
-        tags=set(json.loads(tags)) if tags else set(),
-        metadata=json.loads(metadata) if metadata else {},
+        tags=to_tags(tags),
+        metadata=to_metadata(metadata),
         embedding=None if vector is None else np.frombuffer(vector, np.float32),
-        expires_at=None if numbers.expires == math.inf else moment(numbers.expires),
+        expires_at=None if numbers.expires == math.inf else utc(numbers.expires),
         pinned=numbers.pinned,
         actor=None if actor is None else actor.decode(),
         session=None if session is None else session.decode(),
-        occurred_at=None if numbers.occurred == math.inf else moment(numbers.occurred),
+        occurred_at=None if numbers.occurred == math.inf else utc(numbers.occurred),
     )
 
 
@@ -163,21 +170,16 @@ def rules_json(rules: TierRules) -> str:
     return json.dumps({"decay": rules.decay, "threshold": rules.threshold, "tiers": tiers})
 
 
-def text_digest(text: str) -> str:
-    """What stands for a text in the cache of vectors."""
-    return sha1(text.encode(), usedforsecurity=False).hexdigest()
+def digest(data: bytes) -> str:
+    """Stands for some bytes, as the scripts compute it."""
+    return sha1(data, usedforsecurity=False).hexdigest()
 
 
 def token_version(generation: str, actor: bytes | None, content: bytes) -> int:
     """Stands for what codes are made of, as `lua/tokens.lua` computes it: the first 12 hex digits, so that it is exact
     in a Lua number."""
     who = b"" if actor is None else b"\1" + actor
-    digest = sha1(generation.encode() + who + b"\0" + content, usedforsecurity=False).hexdigest()
-    return int(digest[:12], 16)
-
-
-def moment(seconds: float) -> datetime:
-    return datetime.fromtimestamp(seconds, UTC)
+    return int(digest(generation.encode() + who + b"\0" + content)[:12], 16)
 
 
 def expired(entry: MemoryEntry, now: float) -> bool:

@@ -22,7 +22,7 @@ from gemma_cli.rag.errors import (
 from gemma_cli.rag.memory import TIERS, MemoryEntry
 from gemma_cli.rag.settings_schema import RedisSettings
 from gemma_cli.rag.stores import redis_scripts as scripts
-from gemma_cli.rag.stores.base import StoredModel
+from gemma_cli.rag.stores.base import REPLACED, StoredModel
 from gemma_cli.rag.stores.redis_keys import Keys
 from gemma_cli.rag.stores.redis_link import Call, Command, RedisLink, ScriptRefusal, Word
 from gemma_cli.rag.stores.redis_mirror import Mirror
@@ -74,6 +74,8 @@ class RedisSession:
         self._state: _State | None = None
         self._lost = False
         self._reopening = asyncio.Lock()
+        self._going_over = asyncio.Lock()
+        """Held while this process has the model of the namespace changed, until its answer is there."""
         self._touched: Counter[str] = Counter()
         self._touched_at = 0.0
         self._touching: asyncio.Task[None] | None = None
@@ -146,12 +148,28 @@ class RedisSession:
         if not write:
             [found] = await self._ask(Call(script, self._keys.fixed, args))
             return found
-        state = await self._ready()
+        return await self._settled(lambda state: self._change(state, script, *args))
+
+    async def _change(self, state: _State, script: Script, *args: Word) -> Any:
+        """The answer of a script that changes something, by the generation that is known now."""
         nonce = os.urandom(8)
         words, again = (state.generation, nonce, *args), (state.generation, nonce + AGAIN, *args)
         answer = await self._write(state.link, script, words, again)
         state.mirror.saw()
         return answer
+
+    async def _settled(self, work: Callable[[_State], Awaitable[T]]) -> T:
+        """What `work` gives; begun anew where it was refused only because this process itself has gone over to another
+        model meanwhile."""
+        while True:
+            state = await self._ready()
+            generation = state.generation
+            try:
+                return await work(state)
+            except ModelMismatchError:
+                async with self._going_over:
+                    if state.generation == generation:
+                        raise
 
     async def _write(
         self, link: RedisLink, script: Script, words: Sequence[Word], again: Sequence[Word] | None = None
@@ -215,6 +233,8 @@ class RedisSession:
             return self._loss()
         if refusal.code == "MODEL":
             return ModelMismatchError("the store was re-embedded with another model meanwhile; open it again")
+        if refusal.code == "REPLACED":
+            return ModelMismatchError(REPLACED)
         if refusal.code == "TAKEN":
             return InvalidInputError(f"id: {refusal.detail!r} is already in the store")
         if refusal.code == "FULL":
@@ -241,11 +261,14 @@ class RedisSession:
 
     async def _from_mirror(self, ask: Callable[[Mirror], Awaitable[T]]) -> T:
         """An answer of the mirror, which may be the first to notice a loss."""
-        state = await self._ready()
-        try:
-            return await ask(state.mirror)
-        except StoreLostError:
-            raise self._loss() from None
+
+        async def asked(state: _State) -> T:
+            try:
+                return await ask(state.mirror)
+            except StoreLostError:
+                raise self._loss() from None
+
+        return await self._settled(asked)
 
     async def _read(self, fields: Sequence[str], ids: Sequence[str]) -> list[Values]:
         """Fields of memories; what is not there is None."""
@@ -283,10 +306,11 @@ class RedisSession:
         """Counts what waits, until nothing does."""
         while self._touched:
             waiting, self._touched = self._touched, Counter()
+            at, self._touched_at = self._touched_at, 0.0
             args = [part for pair in waiting.items() for part in pair]
             state = self._session()
             try:
-                words = (state.generation, self._touched_at, *args)
+                words = (state.generation, at, *args)
                 await state.link.script(scripts.TOUCH, self._keys.fixed, words, write=True)
             except GemmaRagError as error:  # an answer must not fail for want of its own footnote
                 logger.warning("touch_lost", extra={"url": self._where, "reason": str(error)})

@@ -1,9 +1,9 @@
 """What every store writes down of a memory and of a model beside their plain fields."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from hashlib import blake2b
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,6 +36,31 @@ def _facets(entry: MemoryEntry) -> Iterator[int]:
         yield facet("session", entry.session)
     if entry.is_chunk:
         yield CHUNK
+
+
+def tags_json(entry: MemoryEntry) -> str | None:
+    """What `to_tags` reads; None: there are none."""
+    return _json(sorted(entry.tags))
+
+
+def metadata_json(entry: MemoryEntry) -> str | None:
+    """What `to_metadata` reads; None: there is none."""
+    return _json(entry.metadata)
+
+
+def _json(value: Collection[Any]) -> str | None:
+    return json.dumps(value, ensure_ascii=False) if value else None
+
+
+def to_tags(stored: str | bytes | None) -> set[str]:
+    """The tags of `tags_json`."""
+    return set(json.loads(stored)) if stored else set()
+
+
+def to_metadata(stored: str | bytes | None) -> dict[str, Any]:
+    """The metadata of `metadata_json`."""
+    found: dict[str, Any] = json.loads(stored) if stored else {}
+    return found
 
 
 def token_version(generation: int, actor: str | None, content: str) -> int:

@@ -4,7 +4,7 @@ The verbs, each one piece of work for the engine's writing or reading thread.
 """
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Final
@@ -26,6 +26,7 @@ from gemma_cli.rag.stores import (
     sqlite_write,
 )
 from gemma_cli.rag.stores.base import (
+    Alike,
     Change,
     Filter,
     Glimpse,
@@ -54,20 +55,23 @@ class SqliteStore(SqliteEngine):
         return await self._read_with(lambda reader: reader.model())
 
     async def adopt(self, model: StoredModel) -> StoredModel:
-        state = self._session()
-        kept, state.generation = await self._write_with(0.0, lambda scope: sqlite_reembed.adopt(scope, model))
-        state.searcher = Reader(state.reader, state.ns, state.generation)
-        return kept
+        return await self._write_with(0.0, lambda scope: sqlite_reembed.adopt(scope, model), any_model=True)
 
     async def put(
-        self, entries: Sequence[MemoryEntry], rules: TierRules, now: float, *, replaces: Sequence[str] = ()
+        self,
+        entries: Sequence[MemoryEntry],
+        rules: TierRules,
+        now: float,
+        *,
+        replaces: Sequence[str] = (),
+        keeps: Collection[str] = (),
     ) -> None:
         self._session()
         if len(entries) <= PREPARED_INLINE:
             encoded = encode(entries)
         else:
             encoded = await asyncio.get_running_loop().run_in_executor(self._aide, encode, entries)
-        await self._write_with(now, lambda scope: sqlite_write.put(scope, encoded, entries, rules, replaces))
+        await self._write_with(now, lambda scope: sqlite_write.put(scope, encoded, entries, rules, replaces, keeps))
 
     async def get(self, ids: Sequence[str], now: float) -> list[MemoryEntry | None]:
         return await self._read_with(lambda reader: reader.get(ids, now), counted=True)
@@ -97,7 +101,7 @@ class SqliteStore(SqliteEngine):
 
     async def deserving(self, tier: MemoryTier, rules: TierRules, now: float) -> list[MemoryEntry]:
         def find(reader: Reader) -> list[MemoryEntry]:
-            candidates = sqlite_eviction.deserving(reader.db, reader.ns, tier, rules, now)
+            candidates = sqlite_eviction.moving(reader.db, reader.ns, tier, rules, now)
             return [entry_at(reader.db, candidate.row) for candidate in candidates]
 
         return await self._read_with(find, counted=True)
@@ -151,8 +155,8 @@ class SqliteStore(SqliteEngine):
     async def uncompared(self, now: float, limit: int) -> list[MemoryEntry]:
         return await self._read_with(lambda reader: sqlite_links.uncompared(reader.db, reader.ns, now, limit))
 
-    async def link(self, compared: Sequence[str], links: Sequence[Link]) -> int:
-        return await self._write_with(0.0, lambda scope: sqlite_links.link(scope, compared, links))
+    async def link(self, compared: Sequence[MemoryEntry], alike: Sequence[Alike]) -> int:
+        return await self._write_with(0.0, lambda scope: sqlite_links.link(scope, compared, alike))
 
     async def links(self, memory_id: str | None, now: float, limit: int) -> list[Link]:
         return await self._read_with(lambda reader: sqlite_links.links(reader.db, reader.ns, memory_id, now, limit))
@@ -184,14 +188,8 @@ class SqliteStore(SqliteEngine):
     async def reembed_next(self, limit: int) -> list[Pending]:
         return await self._read_with(lambda reader: sqlite_reembed.pending(reader.db, reader.ns, limit))
 
-    async def reembed_put(self, done: Sequence[Pending], vectors: NDArray[np.float32]) -> None:
-        await self._write_with(0.0, lambda scope: sqlite_reembed.keep(scope, done, vectors))
+    async def reembed_put(self, model: StoredModel, done: Sequence[Pending], vectors: NDArray[np.float32]) -> None:
+        await self._write_with(0.0, lambda scope: sqlite_reembed.keep(scope, model, done, vectors))
 
-    async def reembed_finish(self, now: float) -> bool:
-        state = self._session()
-        generation = await self._write_with(now, sqlite_reembed.finish)
-        if generation is None:
-            return False
-        state.generation = generation
-        state.searcher = Reader(state.reader, state.ns, generation)
-        return True
+    async def reembed_finish(self, model: StoredModel, now: float) -> bool:
+        return await self._write_with(now, lambda scope: sqlite_reembed.finish(scope, model))

@@ -58,6 +58,7 @@ class _Read:
 class _Write:
     work: Callable[[Scope], Any]
     now: float
+    any_model: bool
 
 
 @dataclass(slots=True, eq=False)
@@ -68,10 +69,11 @@ class _Session:
     reader: apsw.Connection
     checkpointer: Checkpointer | None
     ns: int
-    generation: int
     model: StoredModel | None
     searcher: Reader
-    """Replaced, empty, after an error or a change of model; the reader's thread fills it."""
+    generations: set[int]
+    """See `Scope`. One that this process brings about is there before it is committed, so that no read or write of this
+    process ever comes upon a generation that it doesn't know yet."""
 
 
 class SqliteEngine:
@@ -152,6 +154,7 @@ class SqliteEngine:
             )
         ns, generation, words_version, *columns = writer.execute(by_name, (self._namespace,)).get
         sqlite_reembed.refresh_words(writer, ns, words_version, self._where)
+        generations = {generation}
         model = to_model(*columns)
         occupied = writer.execute("SELECT EXISTS(SELECT 1 FROM memories WHERE ns = ?)", (ns,)).get
         return _Session(
@@ -159,9 +162,9 @@ class SqliteEngine:
             reader=reader,
             checkpointer=checkpointer,
             ns=ns,
-            generation=generation,
             model=model if occupied else None,
-            searcher=Reader(reader, ns, generation),
+            searcher=Reader(reader, ns, generations),
+            generations=generations,
         )
 
     async def close(self) -> None:
@@ -203,6 +206,7 @@ class SqliteEngine:
         """One transaction for all that waits; what fails is undone alone."""
         state = self._serving()
         db = state.writer
+        known = frozenset(state.generations)
         with mapped_errors(self._where):
             db.execute("BEGIN IMMEDIATE")
             try:
@@ -211,6 +215,7 @@ class SqliteEngine:
             except BaseException:
                 if db.in_transaction:
                     db.execute("ROLLBACK")
+                state.generations.intersection_update(known)
                 raise
             if state.checkpointer is not None:
                 state.checkpointer.after_commit(db)
@@ -218,11 +223,12 @@ class SqliteEngine:
 
     def _write(self, state: _Session, item: _Write) -> Any:
         db = state.writer
-        scope = Scope(db, state.ns, item.now)
+        scope = Scope(db, state.ns, item.now, state.generations)
         db.execute("SAVEPOINT one")
         try:
             with mapped_errors(self._where):
-                scope.expect_generation(state.generation)
+                if not item.any_model:
+                    scope.expect_generation()
                 outcome = item.work(scope)
         except Exception as error:  # goes to the one caller whose write it is; the others' writes stand
             if not db.in_transaction:
@@ -250,8 +256,7 @@ class SqliteEngine:
             with mapped_errors(self._where):
                 questions = [item.question for item in items]
                 return iter(state.searcher.search(questions, max(item.now for item in items)))
-        except Exception as error:  # goes to those who asked; the index may be half way, so the next ones get a new one
-            state.searcher = Reader(state.reader, state.ns, state.generation)
+        except Exception as error:  # goes to those who asked
             return iter([error] * len(items))
 
     def _read(self, state: _Session, item: _Read) -> Any:
@@ -271,9 +276,10 @@ class SqliteEngine:
 
     # The callers' side
 
-    async def _write_with(self, now: float, work: Callable[[Scope], T]) -> T:
+    async def _write_with(self, now: float, work: Callable[[Scope], T], *, any_model: bool = False) -> T:
+        """`any_model`: also where another process has gone over to another model."""
         self._session()
-        result: T = await self._writes.submit(_Write(work, now))
+        result: T = await self._writes.submit(_Write(work, now, any_model))
         return result
 
     async def _read_with(self, work: Callable[[Reader], T], *, counted: bool = False) -> T:
@@ -301,7 +307,7 @@ class SqliteEngine:
 
         self._session()
         try:
-            self._touched = self._writes.put(_Write(work, now))
+            self._touched = self._writes.put(_Write(work, now, any_model=False))
         except QueueFullError as error:  # an answer must not fail for want of its own footnote
             logger.warning(event, extra={"path": where, "reason": str(error)})
         else:

@@ -2,6 +2,7 @@
 
 import math
 from bisect import insort
+from collections import defaultdict
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from heapq import merge
@@ -10,6 +11,7 @@ from typing import Any, Final
 import apsw
 
 from gemma_cli.rag.memory import RECENCY_WEIGHT, SECONDS_PER_DAY, MemoryTier, TierRules
+from gemma_cli.rag.stores.changes import PROMOTION_ORDER
 from gemma_cli.rag.stores.rows import TIER_CODE
 
 ROUNDING: Final = 1e-9
@@ -146,12 +148,42 @@ def _oldest_to_newest(db: apsw.Connection, ns: int, code: int, now: float) -> It
         yield db.execute(f"SELECT created {past} ORDER BY created LIMIT 1 OFFSET ?", (ns, code, now, place)).get
 
 
-def deserving(db: apsw.Connection, ns: int, tier: MemoryTier, rules: TierRules, now: float) -> list[Candidate]:
-    """The unpinned, unexpired memories of a tier whose relevance reaches the threshold, highest first."""
-    return sorted(_deserving(db, ns, tier, rules, now), reverse=True)
+def moving(db: apsw.Connection, ns: int, tier: MemoryTier, rules: TierRules, now: float) -> list[Candidate]:
+    """What a run of promotions would move out of a tier, highest relevance first."""
+    entering: defaultdict[MemoryTier, list[int]] = defaultdict(list)
+    for source in PROMOTION_ORDER:
+        target = rules.policies[source].promotes_to
+        if target is not None:
+            found = ready(db, ns, source, rules, now, staying=entering[target])
+            if source is tier:
+                return found
+            entering[target] += [candidate.row for candidate in found]
+    return []
+
+
+def ready(
+    db: apsw.Connection,
+    ns: int,
+    tier: MemoryTier,
+    rules: TierRules,
+    now: float,
+    *,
+    staying: Collection[int],
+    spared: Collection[int] = (),
+) -> list[Candidate]:
+    """What of a tier deserves to move to the next and has room there, highest relevance first: where that can't hold
+    all of it beside its pinned ones and those `staying`, the rest waits where it is."""
+    target = rules.policies[tier].promotes_to
+    found = [] if target is None else [one for one in _deserving(db, ns, tier, rules, now) if one.row not in spared]
+    if target is None or not found:
+        return []
+    pinned = db.execute("SELECT row FROM memories WHERE ns = ? AND tier = ? AND pinned = 1", (ns, TIER_CODE[target]))
+    held = len({row for (row,) in pinned}.union(staying))
+    return sorted(found, reverse=True)[: max(rules.policies[target].capacity - held, 0)]
 
 
 def _deserving(db: apsw.Connection, ns: int, tier: MemoryTier, rules: TierRules, now: float) -> Iterator[Candidate]:
+    """The unpinned, unexpired memories of a tier whose relevance reaches the threshold."""
     # Recency is at most RECENCY_WEIGHT, so whoever stands lower than the rest of the threshold can't reach it.
     least = rules.threshold - RECENCY_WEIGHT - ROUNDING
     rows = db.execute(

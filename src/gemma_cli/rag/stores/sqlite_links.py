@@ -6,7 +6,8 @@ from typing import Final
 import apsw
 
 from gemma_cli.rag.memory import MemoryEntry
-from gemma_cli.rag.stores.base import Link, Particulars
+from gemma_cli.rag.stores.base import Alike, Link, Particulars
+from gemma_cli.rag.stores.rows import vector_of
 from gemma_cli.rag.stores.sqlite_rows import entry_at
 from gemma_cli.rag.stores.sqlite_scope import Scope
 
@@ -15,6 +16,7 @@ UNCOMPARED: Final = (
     "AND (expires IS NULL OR expires > ?) ORDER BY row LIMIT ?"
 )
 PARTICULARS: Final = "SELECT row, compared FROM memories WHERE ns = ? AND id = ? AND (expires IS NULL OR expires > ?)"
+SAME: Final = "SELECT row FROM memories JOIN vectors USING(row) WHERE ns = ? AND id = ? AND vector = ?"
 LINKS: Final = (
     "SELECT m.id, o.id, l.cosine FROM links AS l JOIN memories AS m ON m.row = l.row "
     "JOIN memories AS o ON o.row = l.other WHERE l.ns = ?1 AND (m.expires IS NULL OR m.expires > ?2) "
@@ -35,19 +37,24 @@ def particulars(db: apsw.Connection, ns: int, ids: Sequence[str], now: float) ->
     return [None if one is None else Particulars(one[0], bool(one[1])) for one in found]
 
 
-def link(scope: Scope, compared: Sequence[str], links: Sequence[Link]) -> int:
+def link(scope: Scope, compared: Sequence[MemoryEntry], alike: Sequence[Alike]) -> int:
     """See `Linking.link`."""
     before = scope.db.total_changes()
-    for pair in links:
-        scope.db.execute(
-            "INSERT OR IGNORE INTO links SELECT max(a.row, b.row), min(a.row, b.row), a.ns, ?1 FROM memories AS a, "
-            "memories AS b WHERE a.ns = ?2 AND a.id = ?3 AND b.ns = ?2 AND b.id = ?4 AND a.row != b.row",
-            (pair.similarity, scope.ns, pair.first, pair.second),
-        )
+    for pair in alike:
+        one, other = _row(scope, pair.one), _row(scope, pair.other)
+        if one is not None and other is not None and one != other:
+            values = (max(one, other), min(one, other), scope.ns, pair.similarity)
+            scope.db.execute("INSERT OR IGNORE INTO links VALUES(?, ?, ?, ?)", values)
     made = scope.db.total_changes() - before
-    for memory_id in compared:
-        scope.db.execute("UPDATE memories SET compared = 1 WHERE ns = ? AND id = ?", (scope.ns, memory_id))
+    for entry in compared:
+        scope.db.execute("UPDATE memories SET compared = 1 WHERE row = ?", (_row(scope, entry),))
     return made
+
+
+def _row(scope: Scope, entry: MemoryEntry) -> int | None:
+    """The row of a memory that has the same vector still."""
+    found: int | None = scope.db.execute(SAME, (scope.ns, entry.id, vector_of(entry).tobytes())).get
+    return found
 
 
 def links(db: apsw.Connection, ns: int, memory_id: str | None, now: float, limit: int) -> list[Link]:

@@ -1,7 +1,8 @@
 """What the SQLite store does inside a read transaction, and the index that it keeps. Synchronous; one thread."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
+from contextlib import contextmanager
 from typing import Any, Final
 
 import apsw
@@ -17,7 +18,7 @@ from gemma_cli.rag.late_interaction import max_sims, token_weights
 from gemma_cli.rag.memory import TIERS, MemoryEntry, MemoryTier
 from gemma_cli.rag.sessions import session_numbers
 from gemma_cli.rag.stores import sqlite_tokens
-from gemma_cli.rag.stores.base import Filter, StoredModel
+from gemma_cli.rag.stores.base import Filter, StoredModel, went_back
 from gemma_cli.rag.stores.rows import TIER_CODE, to_model
 from gemma_cli.rag.stores.sqlite_rows import ENTRY_COLUMNS, decode, entry_at
 
@@ -45,19 +46,20 @@ CONSISTENT: Final = {
 }
 """What SQLite can't know: each must count 0."""
 
-BACK_IN_TIME: Final = 1.0
-"""Seconds by which the clock must have been put back before the index is loaded anew."""
-
 LIVE: Final = "ns = ?1 AND (expires IS NULL OR expires > ?2)"
 
 
 class Reader:
-    """One connection, one namespace and its index, which fills with the first search."""
+    """One connection, one namespace and its index, which fills with the first search.
 
-    def __init__(self, db: apsw.Connection, ns: int, generation: int) -> None:
+    generations: see `Scope`; other threads add to it."""
+
+    def __init__(self, db: apsw.Connection, ns: int, generations: Set[int]) -> None:
         self.db = db
         self.ns = ns
-        self._generation = generation
+        self._generations = generations
+        self._indexed = -1
+        """The generation of the vectors in the index."""
         self._index: MemoryIndex | None = None
         self._latest = 0.0
 
@@ -89,20 +91,20 @@ class Reader:
 
     def search(self, questions: Sequence[Question], now: float) -> list[list[MemoryEntry]]:
         """The answers to several questions, from one state of the store and one pass over the vectors."""
-        index = self._caught_up(now)
-        if index is None:
-            return [[] for _ in questions]
-        if any(question.vector is not None and len(question.vector) != index.dimension for question in questions):
-            raise ModelMismatchError(
-                f"the store was begun with another model meanwhile ({index.dimension} wide); open it again"
-            )
-        found = index.candidates(questions, now)
-        return [self._answer(index, candidates, now) for candidates in found]
+        with self._current(now) as index:
+            if index is None:
+                return [[] for _ in questions]
+            if any(question.vector is not None and len(question.vector) != index.dimension for question in questions):
+                raise ModelMismatchError(
+                    f"the store was begun with another model meanwhile ({index.dimension} wide); open it again"
+                )
+            found = index.candidates(questions, now)
+            return [self._answer(index, candidates, now) for candidates in found]
 
     def known(self, terms: NDArray[np.uint64], now: float) -> KnownTerms:
         """See `Store.known`."""
-        index = self._caught_up(now)
-        return KnownTerms() if index is None else index.known(terms, now)
+        with self._current(now) as index:
+            return KnownTerms() if index is None else index.known(terms, now)
 
     def _answer(self, index: MemoryIndex, candidates: Candidates, now: float) -> list[MemoryEntry]:
         blobs = self._blobs(candidates)
@@ -139,16 +141,27 @@ class Reader:
         entry.explanation = dict(hit.parts)
         return entry
 
+    @contextmanager
+    def _current(self, now: float) -> Iterator[MemoryIndex | None]:
+        """The index for one piece of work. A failure may have left it half way, so the next who asks gets a new one."""
+        try:
+            yield self._caught_up(now)
+        except BaseException:
+            self._index = None
+            raise
+
     def _caught_up(self, now: float) -> MemoryIndex | None:
         """The index at the state that this transaction sees, whoever wrote it; None while there is no model."""
-        if now < self._latest - BACK_IN_TIME:
-            self._index = None  # it has dropped what had expired by then, and is there again by this clock
+        if went_back(now, self._latest):
+            self._index = None
         self._latest = now
         sequence, floor, generation = self.db.execute(
             "SELECT sequence, floor, generation FROM namespaces WHERE ns = ?", (self.ns,)
         ).get
-        if generation != self._generation:
+        if generation not in self._generations:
             raise ModelMismatchError("the store was re-embedded with another model meanwhile; open it again")
+        if generation != self._indexed:
+            self._index, self._indexed = None, generation
         if self._index is None:
             model = to_model(*self.db.execute("SELECT model, probe FROM namespaces WHERE ns = ?", (self.ns,)).get)
             if model is None:

@@ -8,10 +8,10 @@ import apsw
 import numpy as np
 from numpy.typing import NDArray
 
-from gemma_cli.rag.errors import StoreVersionError
+from gemma_cli.rag.errors import ModelMismatchError, StoreVersionError
 from gemma_cli.rag.quantize import quantize
 from gemma_cli.rag.stores import sqlite_embeddings, sqlite_tokens
-from gemma_cli.rag.stores.base import Pending, StoredModel
+from gemma_cli.rag.stores.base import REPLACED, Pending, StoredModel
 from gemma_cli.rag.stores.rows import model_columns, same_model, terms_of, to_model
 from gemma_cli.rag.stores.sqlite_rows import entry_at
 from gemma_cli.rag.stores.sqlite_scope import Scope
@@ -21,14 +21,15 @@ from gemma_cli.rag.words import WORDS_VERSION
 CHUNK: Final = 1024
 
 
-def adopt(scope: Scope, model: StoredModel) -> tuple[StoredModel, int]:
-    """See `Store.adopt`; also returns the generation that holds from now on."""
+def adopt(scope: Scope, model: StoredModel) -> StoredModel:
+    """See `Store.adopt`."""
     columns = scope.db.execute("SELECT model, probe FROM namespaces WHERE ns = ?", (scope.ns,)).get
-    generation = int(scope.db.execute("SELECT generation FROM namespaces WHERE ns = ?", (scope.ns,)).get)
+    generation = scope.generation()
     kept = to_model(*columns)
     occupied = scope.db.execute("SELECT EXISTS(SELECT 1 FROM memories WHERE ns = ?)", (scope.ns,)).get
     if kept is not None and (occupied or same_model(kept, model)):
-        return kept, generation
+        scope.generations.add(generation)
+        return kept
     sqlite_embeddings.clear(scope)
     # Who has opened the empty store for another model learns of it by the generation.
     generation += kept is not None
@@ -36,7 +37,8 @@ def adopt(scope: Scope, model: StoredModel) -> tuple[StoredModel, int]:
         "UPDATE namespaces SET model = ?, probe = ?, generation = ? WHERE ns = ?",
         (*model_columns(model), generation, scope.ns),
     )
-    return model, generation
+    scope.generations.add(generation)
+    return model
 
 
 def refresh_words(db: apsw.Connection, ns: int, stored: int, where: str) -> None:
@@ -47,7 +49,7 @@ def refresh_words(db: apsw.Connection, ns: int, stored: int, where: str) -> None
         return
     db.execute("BEGIN IMMEDIATE")
     try:
-        sequence = Scope(db, ns, 0.0).sequence()
+        sequence = Scope(db, ns, 0.0, set()).sequence()
         rows = [row for (row,) in db.execute("SELECT row FROM memories WHERE ns = ?", (ns,))]
         for row in rows:
             db.execute(
@@ -63,9 +65,7 @@ def refresh_words(db: apsw.Connection, ns: int, stored: int, where: str) -> None
 
 def begin(scope: Scope, model: StoredModel) -> int:
     """See `Reembedding.reembed_begin`."""
-    kept, probe = scope.db.execute("SELECT next_model, next_probe FROM namespaces WHERE ns = ?", (scope.ns,)).get
-    before = to_model(kept, probe)
-    if before is None or not same_model(before, model):
+    if not _under_way(scope, model):
         scope.db.execute(
             "DELETE FROM next_vectors WHERE row IN (SELECT row FROM memories WHERE ns = ?)",
             (scope.ns,),
@@ -77,6 +77,18 @@ def begin(scope: Scope, model: StoredModel) -> int:
     return int(scope.db.execute(f"SELECT count(*) {_LEFT}", (scope.ns,)).get)
 
 
+def _under_way(scope: Scope, model: StoredModel) -> bool:
+    """Whether the vectors that are gathering are this model's."""
+    columns = scope.db.execute("SELECT next_model, next_probe FROM namespaces WHERE ns = ?", (scope.ns,)).get
+    towards = to_model(*columns)
+    return towards is not None and same_model(towards, model)
+
+
+def _expect(scope: Scope, model: StoredModel) -> None:
+    if not _under_way(scope, model):
+        raise ModelMismatchError(REPLACED)
+
+
 _LEFT: Final = "FROM memories WHERE ns = ? AND row NOT IN (SELECT row FROM next_vectors)"
 
 
@@ -86,8 +98,9 @@ def pending(db: apsw.Connection, ns: int, limit: int) -> list[Pending]:
     return [Pending(*row) for row in found]
 
 
-def keep(scope: Scope, done: Sequence[Pending], vectors: NDArray[np.float32]) -> None:
+def keep(scope: Scope, model: StoredModel, done: Sequence[Pending], vectors: NDArray[np.float32]) -> None:
     """See `Reembedding.reembed_put`. A memory that has changed or gone meanwhile is left out."""
+    _expect(scope, model)
     for memory, vector in zip(done, vectors, strict=True):
         scope.db.execute(
             "INSERT OR REPLACE INTO next_vectors SELECT row, ? FROM memories WHERE row = ? AND sequence = ?",
@@ -95,11 +108,12 @@ def keep(scope: Scope, done: Sequence[Pending], vectors: NDArray[np.float32]) ->
         )
 
 
-def finish(scope: Scope) -> int | None:
-    """See `Reembedding.reembed_finish`: the new generation, or None."""
+def finish(scope: Scope, model: StoredModel) -> bool:
+    """See `Reembedding.reembed_finish`."""
+    _expect(scope, model)
     sweep(scope)
     if scope.db.execute(f"SELECT EXISTS(SELECT 1 {_LEFT})", (scope.ns,)).get:
-        return None
+        return False
     sequence = scope.sequence()
     rows = [row for (row,) in scope.db.execute("SELECT row FROM memories WHERE ns = ?", (scope.ns,))]
     for start in range(0, len(rows), CHUNK):
@@ -109,13 +123,13 @@ def finish(scope: Scope) -> int | None:
     scope.db.execute("DELETE FROM links WHERE ns = ?", (scope.ns,))
     scope.db.execute("UPDATE memories SET compared = 0 WHERE ns = ? AND compared = 1", (scope.ns,))
     # The floor makes every reader load the index anew.
-    return int(
-        scope.db.execute(
-            "UPDATE namespaces SET model = next_model, probe = next_probe, next_model = NULL, next_probe = NULL, "
-            "floor = sequence, generation = generation + 1 WHERE ns = ? RETURNING generation",
-            (scope.ns,),
-        ).get
+    scope.db.execute(
+        "UPDATE namespaces SET model = next_model, probe = next_probe, next_model = NULL, next_probe = NULL, "
+        "floor = sequence, generation = generation + 1 WHERE ns = ?",
+        (scope.ns,),
     )
+    scope.generations.add(scope.generation())
+    return True
 
 
 def _take_over(scope: Scope, rows: list[int], sequence: int) -> None:

@@ -1,34 +1,46 @@
 """A memory as a row of the SQLite store, and back."""
 
-import json
 from collections.abc import Sequence
-from datetime import UTC, datetime
 from typing import Any, Final
 
 import apsw
 import numpy as np
 
-from gemma_cli.rag.memory import TIERS, MemoryEntry, MemoryTier, standing
+from gemma_cli.rag.memory import TIERS, MemoryEntry, MemoryTier, standing, utc
 from gemma_cli.rag.quantize import quantize
-from gemma_cli.rag.stores.rows import TIER_CODE, terms_of, vector_of
+from gemma_cli.rag.stores.rows import (
+    TIER_CODE,
+    metadata_json,
+    tags_json,
+    terms_of,
+    to_metadata,
+    to_tags,
+    vector_of,
+)
 
 ENTRY_COLUMNS: Final = (
     "id, content, tier, importance, created, accessed, access_count, expires, pinned, actor, session, occurred, "
     "tags, metadata"
 )
 
-INSERT: Final = (
-    "INSERT INTO memories(ns, sequence, expires, id, tier, importance, standing, access_count, created, accessed, "
-    "occurred, pinned, scale, error, code, terms, content, actor, session, tags, metadata) "
-    "VALUES(?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)"
+COLUMNS: Final = (
+    *("ns", "sequence", "expires"),
+    *("id", "tier", "importance", "standing", "access_count", "created", "accessed", "occurred", "pinned"),
+    *("scale", "error", "code", "terms", "content", "actor", "session", "tags", "metadata"),
 )
-"""Takes (ns, sequence, expires) and then what `encode` gives."""
+"""What is written of a memory: three values of the step, then what `encode` gives."""
+
+_NAMES: Final = ", ".join(COLUMNS)
+_VALUES: Final = ", ".join("?" * len(COLUMNS))
+INSERT: Final = f"INSERT INTO memories({_NAMES}) VALUES({_VALUES})"
+UPDATE: Final = f"UPDATE memories SET ({_NAMES}) = ({_VALUES}) WHERE row = ?"  # noqa: S608 constants
+"""Take the values of `COLUMNS`; `UPDATE` then the row."""
 
 Row = tuple[Any, ...]
 
 
 def encode(entries: Sequence[MemoryEntry]) -> list[tuple[MemoryTier, Row, bytes]]:
-    """Tier, row (what `INSERT` takes after its first three values) and vector of each entry."""
+    """Tier, row (the `COLUMNS` after the first three) and vector of each entry."""
     if not entries:
         return []
     vectors = np.stack([vector_of(entry) for entry in entries])
@@ -53,8 +65,8 @@ def encode(entries: Sequence[MemoryEntry]) -> list[tuple[MemoryTier, Row, bytes]
             entry.content,
             entry.actor,
             entry.session,
-            json.dumps(sorted(entry.tags), ensure_ascii=False) if entry.tags else None,
-            json.dumps(entry.metadata, ensure_ascii=False) if entry.metadata else None,
+            tags_json(entry),
+            metadata_json(entry),
         )
         encoded.append((entry.tier, row, vectors[i].tobytes()))
     return encoded
@@ -83,17 +95,17 @@ def decode(row: Row, vector: bytes | None = None) -> MemoryEntry:
         memory_type=TIERS[tier],
         importance=importance,
         id=memory_id,
-        created_at=_time(created),
-        last_accessed=_time(accessed),
+        created_at=utc(created),
+        last_accessed=utc(accessed),
         access_count=access_count,
-        tags=set(json.loads(tags)) if tags else set(),
-        metadata=json.loads(metadata) if metadata else {},
+        tags=to_tags(tags),
+        metadata=to_metadata(metadata),
         embedding=None if vector is None else np.frombuffer(vector, np.float32),
-        expires_at=None if expires is None else _time(expires),
+        expires_at=None if expires is None else utc(expires),
         pinned=bool(pinned),
         actor=actor,
         session=session,
-        occurred_at=None if occurred is None else _time(occurred),
+        occurred_at=None if occurred is None else utc(occurred),
     )
 
 
@@ -104,7 +116,3 @@ def entry_at(db: apsw.Connection, row: int, vector: bytes | None = None) -> Memo
         (row,),
     ).get
     return decode(found, vector or db.execute("SELECT vector FROM vectors WHERE row = ?", (row,)).get)
-
-
-def _time(seconds: float) -> datetime:
-    return datetime.fromtimestamp(seconds, UTC)

@@ -8,17 +8,25 @@ from gemma_cli.rag.stores.rows import TIER_CODE
 
 
 class Scope:
-    """One namespace within one transaction."""
+    """One namespace within one transaction.
 
-    def __init__(self, db: apsw.Connection, ns: int, now: float) -> None:
+    generations: those of the vectors that this process knows; what brings a new one about adds it."""
+
+    def __init__(self, db: apsw.Connection, ns: int, now: float, generations: set[int]) -> None:
         self.db = db
         self.ns = ns
         self.now = now
+        self.generations = generations
         self._sequence: int | None = None
 
-    def expect_generation(self, generation: int) -> None:
-        """Raises `ModelMismatchError` when the vectors have gone over to another model since the store was opened."""
-        if self.db.execute("SELECT generation FROM namespaces WHERE ns = ?", (self.ns,)).get != generation:
+    def generation(self) -> int:
+        """Counts the models that the vectors have gone over to."""
+        return int(self.db.execute("SELECT generation FROM namespaces WHERE ns = ?", (self.ns,)).get)
+
+    def expect_generation(self) -> None:
+        """Raises `ModelMismatchError` when another process has gone over to another model since the store was
+        opened."""
+        if self.generation() not in self.generations:
             raise ModelMismatchError("the store was re-embedded with another model meanwhile; open it again")
 
     def sequence(self) -> int:

@@ -2,7 +2,7 @@
 its caller opens and ends."""
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Final
 
 import apsw
@@ -22,11 +22,14 @@ from gemma_cli.rag.stores import sqlite_eviction as eviction
 from gemma_cli.rag.stores.base import KEEP, Update
 from gemma_cli.rag.stores.changes import PROMOTION_ORDER, changed
 from gemma_cli.rag.stores.rows import TIER_CODE
-from gemma_cli.rag.stores.sqlite_rows import INSERT, Row, encode, entry_at
+from gemma_cli.rag.stores.sqlite_rows import INSERT, UPDATE, Row, encode, entry_at
 from gemma_cli.rag.stores.sqlite_scope import Scope
 
 REMOVALS_KEPT: Final = 20_000
 """Removals a slow reader may lag behind before it has to load the index anew."""
+
+TRIMMED_EVERY: Final = 256
+"""Changes between two looks at how many removals there are."""
 
 
 def put(
@@ -35,10 +38,11 @@ def put(
     entries: Sequence[MemoryEntry],
     rules: TierRules,
     replaces: Sequence[str],
+    keeps: Collection[str],
 ) -> None:
     """See `Store.put`."""
     delete(scope, replaces)
-    fresh: set[int] = set()
+    fresh = set(rows_of(scope, keeps))
     added: Counter[MemoryTier] = Counter()
     for (tier, row, vector), entry in zip(encoded, entries, strict=True):
         expires = None if entry.expires_at is None else entry.expires_at.timestamp()
@@ -96,20 +100,10 @@ def make_room(scope: Scope, tier: MemoryTier, rules: TierRules, fresh: set[int])
 
 
 def _promote(scope: Scope, tier: MemoryTier, target: MemoryTier, rules: TierRules, fresh: set[int]) -> list[int]:
-    """Moves what deserves it from a tier to the next, and returns the rows. Highest relevance first: where the next
-    tier can't hold all of it (its pinned and its fresh ones stay), the rest waits where it is."""
-    candidates = eviction.deserving(scope.db, scope.ns, tier, rules, scope.now)
-    rows = [candidate.row for candidate in candidates if candidate.row not in fresh]
-    if not rows:
-        return []
-    staying = {
-        row
-        for (row,) in scope.db.execute(
-            "SELECT row FROM memories WHERE ns = ? AND tier = ? AND pinned = 1", (scope.ns, TIER_CODE[target])
-        )
-    }
-    staying.update(_in_tier(scope, fresh, target))
-    rows = rows[: max(rules.policies[target].capacity - len(staying), 0)]
+    """Moves what deserves it from a tier to the next, and returns the rows; those in `fresh` stay where they are."""
+    staying = _in_tier(scope, fresh, target)
+    ready = eviction.ready(scope.db, scope.ns, tier, rules, scope.now, staying=staying, spared=fresh)
+    rows = [candidate.row for candidate in ready]
     if rows:
         move_rows(scope, rows, target, rules)
         make_room(scope, target, rules, {*fresh, *rows})
@@ -127,6 +121,7 @@ def remove_rows(scope: Scope, rows: Sequence[int]) -> None:
     if not rows:
         return
     sequence = scope.sequence()
+    latest = scope.db.execute("SELECT max(sequence) FROM removals WHERE ns = ?", (scope.ns,)).get
     removed: Counter[int] = Counter()
     texts: list[str] = []
     for row in rows:
@@ -142,7 +137,7 @@ def remove_rows(scope: Scope, rows: Sequence[int]) -> None:
     for tier, count in removed.items():
         scope.add_to_count(tier, -count)
     sqlite_embeddings.forget(scope, texts)
-    if sequence % 256 == 0:
+    if latest is not None and latest // TRIMMED_EVERY != sequence // TRIMMED_EVERY:
         _forget_old_removals(scope)
 
 
@@ -258,11 +253,7 @@ def update(scope: Scope, memory_id: str, change: Update, rules: TierRules) -> Me
     new = changed(old, change, rules, scope.now)
     ((_, row, blob),) = encode([new])
     expires = None if new.expires_at is None else new.expires_at.timestamp()
-    columns = INSERT[INSERT.index("(") + 1 : INSERT.index(")")]
-    scope.db.execute(
-        f"UPDATE memories SET ({columns}) = ({','.join('?' * (len(row) + 3))}) WHERE row = ?",  # noqa: S608 constants
-        (scope.ns, scope.sequence(), expires, *row, stored),
-    )
+    scope.db.execute(UPDATE, (scope.ns, scope.sequence(), expires, *row, stored))
     if new.tier != old.tier:
         scope.add_to_count(TIER_CODE[old.tier], -1)
         scope.add_to_count(TIER_CODE[new.tier], 1)

@@ -1,18 +1,25 @@
 -- Making room, and writing a plan down.
 
--- Moves what deserves it from a tier to the next, and returns the ids. Highest relevance first: where the next tier
--- can't hold all of it (its pinned and its fresh ones stay), the rest waits where it is.
+-- What of a tier deserves to move to the next and has room there, highest relevance first: where that can't hold all of
+-- it beside its pinned ones and so many more that stay, the rest waits where it is.
+local function ready(tier, target, rules, staying, spared)
+  local found = {}
+  for i, candidate in ipairs(deserving(tier, rules, spared)) do
+    if i > rules.tiers[target + 1].capacity - pinned_count(target) - staying then break end
+    found[i] = candidate.memory
+  end
+  return found
+end
+
+-- Moves what deserves it from a tier to the next, and returns the ids; those in `fresh` stay where they are.
 local function promote(tier, target, rules, fresh)
-  local candidates = deserving(tier, rules, fresh)
-  if #candidates == 0 then return {} end
-  local staying = pinned_count(target)
+  local staying = 0
   for id in pairs(fresh) do
     local memory = planned(id)
     if memory and memory.tier == target and memory.pinned == 0 then staying = staying + 1 end
   end
   local ids, kept = {}, {}
-  for i = 1, math.min(#candidates, math.max(rules.tiers[target + 1].capacity - staying, 0)) do
-    local memory = candidates[i].memory
+  for i, memory in ipairs(ready(tier, target, rules, staying, fresh)) do
     move(memory, target, rules)
     ids[i], kept[memory.id] = memory.id, true
   end

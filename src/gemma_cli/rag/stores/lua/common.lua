@@ -27,8 +27,9 @@ local REACH, COHORTS, COHORT_LEAST, FAR, RANK_ROUNDING = 0.25, 16, 128, 8, 1e-12
 -- More than any rank, so that cohorts lie one behind the other in a sorted set.
 local APART = 2
 
--- Milliseconds after its end that a memory's hash may wait for a sweep before the server drops it by itself.
-local GRACE = 60000
+-- Milliseconds after its end that a memory's hash may wait for a sweep before the server drops it by itself. A day, for
+-- the server measures by its own clock: that of the one who asks may be behind the writer's, or stand still.
+local GRACE = 86400000
 local LONGEST = 1e14
 
 -- Changes kept for slow readers: so many entries, so many memories named in them.

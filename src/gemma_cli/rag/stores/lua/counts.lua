@@ -1,7 +1,6 @@
--- How many living memories each tier holds. ARGV: generation, now.
+-- How many living memories each tier holds. ARGV: now.
 return run(function()
-  expect(ARGV[1])
-  now = tonumber(ARGV[2])
+  now = tonumber(ARGV[1])
   local counts = {}
   for tier = 0, TIERS - 1 do counts[tier + 1] = tier_count(tier) end
   for _, id in ipairs(redis.call('ZRANGEBYSCORE', K.expiry, '-inf', now)) do

@@ -1,10 +1,16 @@
--- Keeps near-duplicates. ARGV: generation, nonce, how many ids were compared, those ids, then two ids and their cosine, again and
--- again. Returns how many links are new.
+-- Keeps near-duplicates. ARGV: generation, nonce, how many memories there are, how many of them, the first ones, were
+-- compared; of each memory its id and the digest of its vector; then the places of two of them and their cosine, again
+-- and again. What is gone, or has another vector meanwhile, is left out. Returns how many links are new.
 return run(function()
   expect(ARGV[1])
-  local compared, made, pairs_, rows = tonumber(ARGV[3]), 0, {}, {}
-  for i = 4 + compared, #ARGV, 3 do
-    local one, other = load(ARGV[i]), load(ARGV[i + 1])
+  local total, compared, made, memories, pairs_ = tonumber(ARGV[3]), tonumber(ARGV[4]), 0, {}, {}
+  for place = 1, total do
+    local id = ARGV[3 + 2 * place]
+    local vector = redis.call('HGET', memory_key(id), field_name('vector'))
+    if vector and redis.sha1hex(vector) == ARGV[4 + 2 * place] then memories[place] = load(id) end
+  end
+  for i = 5 + 2 * total, #ARGV, 3 do
+    local one, other = memories[tonumber(ARGV[i])], memories[tonumber(ARGV[i + 1])]
     if one and other and one.row ~= other.row then
       if one.row < other.row then one, other = other, one end
       redis.call('EXISTS', links_key(one.id), links_key(other.id))
@@ -19,6 +25,8 @@ return run(function()
       redis.call('SADD', links_key(pair[2]), link)
     end
   end
-  for i = 4, 3 + compared do redis.call('ZREM', K.uncompared, ARGV[i]) end
+  for place = 1, compared do
+    if memories[place] then redis.call('ZREM', K.uncompared, memories[place].id) end
+  end
   return made
 end)

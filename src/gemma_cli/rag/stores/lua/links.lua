@@ -15,7 +15,7 @@ return run(function()
   if id ~= '' then
     for _, link in ipairs(redis.call('SMEMBERS', links_key(id))) do take(link, redis.call('ZSCORE', K.links, link)) end
   else
-    local first, stride = 0, limit + STRIDE
+    local first, stride = 0, math.min(limit + STRIDE, TOGETHER)
     while true do
       local links = redis.call('ZREVRANGE', K.links, first, first + stride - 1, 'WITHSCORES')
       for i = 1, #links, 2 do take(links[i], links[i + 1]) end

@@ -123,6 +123,14 @@ end
 -- The unpinned, living memories of a tier whose relevance reaches the threshold, highest first, but for `spared`.
 local function deserving(tier, rules, spared)
   local found = {}
+  local function consider(memory, relevance)
+    if relevance >= rules.threshold and alive(memory) then found[#found + 1] = {relevance = relevance, memory = memory} end
+  end
+  for id, memory in pairs(plan.incoming[tier] or {}) do
+    if memory.pinned == 0 and not spared[id] then
+      consider(memory, standing(memory) + recency(memory.created, rules.decay))
+    end
+  end
   -- Recency is at most RECENCY_WEIGHT, so whoever stands lower than the rest of the threshold can't reach it.
   local least = rules.threshold - RECENCY_WEIGHT - ROUNDING
   local standings = redis.call('ZRANGEBYSCORE', standing_key(tier), least, '+inf', 'WITHSCORES')
@@ -130,10 +138,7 @@ local function deserving(tier, rules, spared)
     local id = standings[i]
     if not plan.left[id] and not spared[id] then
       local relevance = tonumber(standings[i + 1]) + recency(score(age_key(tier), id), rules.decay)
-      if relevance >= rules.threshold then
-        local memory = planned(id)
-        if alive(memory) then found[#found + 1] = {relevance = relevance, memory = memory} end
-      end
+      if relevance >= rules.threshold then consider(planned(id), relevance) end
     end
   end
   table.sort(found, higher)

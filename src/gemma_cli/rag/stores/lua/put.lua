@@ -1,13 +1,14 @@
 -- Adds memories and removes those that they replace. ARGV: generation, nonce, now, rules (JSON), how many ids are
--- replaced, those ids; then for each memory: id, numbers (packed, without row and sequence), how many more arguments it
--- has, and these, its other fields with their names.
+-- replaced, those ids, how many count as just put, those ids; then for each memory: id, numbers (packed, without row and
+-- sequence), how many more arguments it has, and these, its other fields with their names.
 return run(function()
   expect(ARGV[1])
   local nonce, rules = ARGV[2], cjson.decode(ARGV[4])
   if repeated(nonce) then return 0 end
   now = tonumber(ARGV[3])
   local replaced = tonumber(ARGV[5])
-  local given, at = {}, 6 + replaced
+  local kept = tonumber(ARGV[6 + replaced])
+  local given, at = {}, 7 + replaced + kept
   while at <= #ARGV do
     local size = tonumber(ARGV[at + 2])
     local memory = unpacked(ARGV[at], ARGV[at + 1])
@@ -19,6 +20,9 @@ return run(function()
     if alive(planned(ARGV[i])) then remove(ARGV[i]) end
   end
   local row, fresh, tiers, seen = number('next-row'), {}, {}, {}
+  for i = 7 + replaced, 6 + replaced + kept do
+    if alive(planned(ARGV[i])) then fresh[ARGV[i]] = true end
+  end
   for _, memory in ipairs(given) do
     local old = planned(memory.id)
     if old and (old.new or alive(old)) then refuse('TAKEN', memory.id) end

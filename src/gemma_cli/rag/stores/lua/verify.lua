@@ -1,6 +1,5 @@
--- Looks a namespace through. ARGV: generation. Returns the first thing that is wrong, or "".
+-- Looks a namespace through. Returns the first thing that is wrong, or "".
 return run(function()
-  expect(ARGV[1])
   local counts, pinned, total = {}, {}, 0
   for tier = 0, TIERS - 1 do counts[tier], pinned[tier] = 0, 0 end
   for _, id in ipairs(redis.call('ZRANGE', K.created, 0, -1)) do
