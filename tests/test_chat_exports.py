@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from command_runs import ROOT, Outcome, call, run_command, run_python
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from memory_places import WordEmbedder, settings_with
 
@@ -310,6 +310,7 @@ NODES = st.fixed_dictionaries(
         },
     )
 )
+@example({"chat_messages": [{"uuid": {}, "parent_message_uuid": {}}]})
 def test_whatever_stands_there_is_read_or_refused(value):
     """No JSON object makes the reader fail other than with a `DocumentError`."""
     try:
@@ -643,10 +644,13 @@ def test_the_command_refuses_in_words(store):
 
 
 def test_the_command_imports_into_a_namespace(store):
-    """`--namespace` after the command means what it means before it; a dry run needs no model and stores nothing."""
+    """`--namespace` after the command means what it means before it; a dry run needs no model and stores nothing, not
+    even an empty store."""
     assert call("chats", "import", CLAUDE, "--dry-run", "--namespace", "old").code == 0
-    refused(call("chats", "list", "--namespace", "old"), ExitCode.NOTHING_FOUND)
+    assert list(store.iterdir()) == []
     call("chats", "import", CLAUDE, "--namespace", "old")
+    assert call("chats", "import", CLAUDE, "--dry-run", "--namespace", "new").code == 0
+    refused(call("chats", "list", "--namespace", "new"), ExitCode.NOTHING_FOUND)
     assert len(call("--namespace", "old", "chats", "list", "--json").json()) == 2
     refused(call("chats", "list"), ExitCode.NOTHING_FOUND)
 

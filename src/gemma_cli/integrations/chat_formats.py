@@ -118,7 +118,7 @@ def _claude_path(data: Mapping[str, Any], nodes: Sequence[Mapping[str, Any]]) ->
         return nodes
     newest = max(range(len(nodes)), key=lambda i: (str(nodes[i].get("created_at") or ""), i))
     leaf = by_id.get(_hashable(data.get("current_leaf_message_uuid")), nodes[newest])
-    return _path(leaf.get("uuid"), by_id, "parent_message_uuid", NO_PARENT)
+    return _path(_hashable(leaf.get("uuid")), by_id, "parent_message_uuid", NO_PARENT)
 
 
 def _claude_text(node: Mapping[str, Any]) -> str:
