@@ -12,6 +12,7 @@ why, /stats counts, /quit ends (as Ctrl-C and Ctrl-D do).
 import argparse
 import asyncio
 import contextlib
+import io
 import re
 import sys
 import uuid
@@ -22,7 +23,15 @@ from typing import ClassVar
 
 from huggingface_hub import AsyncInferenceClient
 
-from gemma_cli.rag import BackgroundTasks, GemmaRagError, MemoryEntry, PythonRAGBackend, estimate_tokens, render
+from gemma_cli.rag import (
+    BackgroundTasks,
+    GemmaRagError,
+    InvalidInputError,
+    MemoryEntry,
+    PythonRAGBackend,
+    estimate_tokens,
+    render,
+)
 
 SYSTEM = """You are a helpful assistant with a memory. Today is {today}.
 Lines that begin with ">" are quotes from earlier conversations. "user" is the person you talk to, "assistant" is you.
@@ -246,6 +255,8 @@ def main() -> None:
     parser.add_argument("--url", help="where memories are kept (default: a file in your data directory)")
     parser.add_argument("--once", metavar="QUESTION", help="ask this and end")
     given = parser.parse_args()
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors="replace")  # a byte that is no text shall spoil its own line alone
     model = Model(given.server, given.model, given.answer)
     # Between answers the loop stands still while the main thread reads a line, so that Ctrl-C ends it at once; the
     # clean-up and promotion that is due runs while the model writes.
@@ -259,7 +270,7 @@ def main() -> None:
             while given.once or (line := input("> ").strip()) != "/quit":
                 try:
                     runner.run(chat.turn(given.once or line) if given.once or line else asyncio.sleep(0))
-                except NoAnswerError as error:
+                except (NoAnswerError, InvalidInputError) as error:
                     print(error, file=sys.stderr)
                     if given.once:
                         sys.exit(1)

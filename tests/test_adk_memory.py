@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from command_runs import ROOT, run_python
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from memory_places import WordEmbedder, settings_with
 
@@ -29,7 +29,7 @@ from google.adk.tools import load_memory
 from google.adk.tools.preload_memory_tool import preload_memory_tool
 from google.genai import types
 
-from gemma_cli.integrations.adk_memory import FORGOTTEN, GemmaRagMemoryService, event_text
+from gemma_cli.integrations.adk_memory import GemmaRagMemoryService, event_text
 from gemma_cli.integrations.user_backends import UserBackends, user_namespace
 
 pytestmark = pytest.mark.anyio
@@ -188,6 +188,7 @@ NAMES = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=3
 
 
 @given(NAMES, NAMES, NAMES, NAMES)
+@settings(deadline=None)
 def test_namespaces_are_injective(app, user, other_app, other_user):
     """Two pairs of names share a namespace only if they are equal, however long."""
     same = user_namespace(app, user, "adk") == user_namespace(other_app, other_user, "adk")
@@ -306,12 +307,49 @@ async def test_a_given_memory_is_stored_with_what_it_says(service, url):
     assert memory.occurred_at.isoformat() == "2025-03-01T10:00:00+00:00"
 
 
-async def test_a_memory_with_an_id_replaces_the_one_with_that_id(service):
-    """Given twice under one id, a memory is there once, with the later text."""
-    for text in ("Ann prefers tea.", "Ann prefers coffee."):
-        content = types.Content(parts=[types.Part(text=text)])
-        await service.add_memory(**USER, memories=[MemoryEntry(id="taste", content=content)])
+def given_memory(text: str, **fields: Any) -> MemoryEntry:
+    return MemoryEntry(content=types.Content(parts=[types.Part(text=text)]), **fields)
+
+
+async def test_a_memory_with_an_id_replaces_the_one_with_that_id(service, url):
+    """Given twice under one id, in two calls or in one, a memory is there once, with all that the last one says."""
+    first = given_memory("Ann prefers tea.", id="taste", author="user", timestamp="2025-03-01T10:00:00")
+    await service.add_memory(**USER, memories=[first], custom_metadata={"tags": ["old"], "topic": "drinks"})
+    later = [
+        given_memory("Ann prefers milk.", id="taste"),
+        given_memory("Ann prefers coffee.", id="taste", author="notes", timestamp="2026-03-01T10:00:00"),
+    ]
+    how = {"tier": "long_term", "importance": 0.9, "tags": ["new"], "pinned": True, "by": "me"}
+    await service.add_memory(**USER, memories=later, custom_metadata=how)
+    [memory] = await stored(url)
+    assert (memory.id, memory.content, memory.actor) == ("taste", "Ann prefers coffee.", "notes")
+    assert (memory.tier, memory.importance, memory.tags, memory.pinned) == ("long_term", 0.9, {"new"}, True)
+    assert memory.occurred_at.isoformat() == "2026-03-01T10:00:00+00:00"
+    assert memory.metadata == {"by": "me"}
     assert await texts(service, "what does Ann prefer") == ["Ann prefers coffee."]
+
+
+async def test_an_event_that_is_replaced_and_deleted_does_not_come_back(service, url):
+    """A given memory may take the place of an event's; deleted then, its session does not bring it back."""
+    session = session_of(said("My pin is 4711.", "e1"))
+    await service.add_session_to_memory(session)
+    [event] = await stored(url)
+    await service.add_memory(**USER, memories=[given_memory("The pin is kept elsewhere.", id=event.id)])
+    await service.delete_memory(**USER, memory_id=event.id)
+    async with service_at(url) as later:
+        await later.add_session_to_memory(session)
+    assert await stored(url) == []
+
+
+async def test_given_memories_are_stored_all_or_none(service, url):
+    """One that can't be stored keeps those beside it out, and what they would have replaced stays."""
+    await service.add_memory(**USER, memories=[given_memory("Ann prefers tea.", id="taste")])
+    bad = [given_memory("Ann prefers coffee.", id="taste"), given_memory("Ann is late."), given_memory(" ")]
+    with pytest.raises(InvalidInputError, match=r"memories\[2\]"):
+        await service.add_memory(**USER, memories=bad)
+    with pytest.raises(InvalidInputError, match="content"):
+        await service.add_memory(**USER, memories=[*bad[:2], given_memory("x" * 200_000)])
+    assert [memory.content for memory in await stored(url)] == ["Ann prefers tea."]
 
 
 @pytest.mark.parametrize(
@@ -348,7 +386,34 @@ async def test_what_is_deleted_does_not_come_back(service, url):
     async with service_at(url) as later:
         await later.add_session_to_memory(session)
         assert await texts(later, "pin forgotten 4711") == ["The weather is fine."]
-    assert [memory.content for memory in await stored(url)] == [FORGOTTEN, "The weather is fine."]
+    assert [memory.content for memory in await stored(url)] == ["The weather is fine."]
+    assert [memory.id for memory in await stored(url, "adk:forgotten:app/ann")] == [hit.id]
+
+
+@pytest.mark.parametrize("options", [{"limit": 3}, {"max_tokens": 40}])
+async def test_what_is_deleted_hides_nothing(url, options):
+    """However much is deleted, and whatever the query's words, a search gives as much of what is left."""
+    events = [said(f"forgotten thing {number}", f"e{number}") for number in range(12)]
+    async with service_at(url, **options) as service:
+        await service.add_session_to_memory(session_of(*events, said("I have forgotten my umbrella.", "e12")))
+        for memory in await stored(url):
+            if "thing" in memory.content:
+                await service.delete_memory(**USER, memory_id=memory.id)
+        assert await texts(service, "forgotten") == ["I have forgotten my umbrella."]
+
+
+async def test_a_part_of_a_long_event_stays_deleted(url):
+    """Of an event in parts one can be deleted; the others stay when its session is added again."""
+    event = said("many words " * 30, "e1")
+    for _ in range(2):
+        async with GemmaRagMemoryService(
+            url, embedder=WordEmbedder(), settings=settings_with(max_content_chars=100)
+        ) as service:
+            await service.add_session_to_memory(session_of(event))
+            parts = await stored(url)
+            if len(parts) == 4:
+                await service.delete_memory(**USER, memory_id=parts[0].id)
+    assert len(await stored(url)) == 3
 
 
 async def test_a_deleted_memory_of_no_event_is_gone(service, url):

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from chat_server import ChatServer, chat_server
-from command_runs import ROOT, TIMEOUT, Outcome, run_python
+from command_runs import ROOT, TIMEOUT, Outcome, environment, run_python
 
 from gemma_cli.rag import MemoryEntry, PythonRAGBackend
 
@@ -156,6 +156,33 @@ def test_the_commands(server: ChatServer, url: str) -> None:
     assert "/forget 2 removes the second" in done.stdout
     assert "There are /memories, /forget, /why, /stats and /quit." in done.stdout
     assert [entry.content for entry in kept(url)] == ["Good to know."]
+
+
+@pytest.mark.parametrize("errors", ["strict", "surrogateescape"])
+def test_a_byte_that_is_no_text_spoils_no_chat(server: ChatServer, url: str, errors: str) -> None:
+    """However the terminal hands such a byte on, its line is answered, and the chat goes on with the next."""
+    command = [sys.executable, EXAMPLE, "--server", server.url, "--model", "retells", "--url", url]
+    done = subprocess.run(
+        command,
+        input=b"The key \xff is red.\n/why \xff\nThe door is blue.\n/quit\n",
+        env=environment({"PYTHONIOENCODING": f"utf-8:{errors}"}),
+        cwd=ROOT,
+        capture_output=True,
+        timeout=TIMEOUT,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, b"")
+    said = [entry.content for entry in kept(url) if entry.actor == "user"]
+    assert said == ["The door is blue.", "The key \N{REPLACEMENT CHARACTER} is red."]
+
+
+def test_a_question_that_can_t_be_stored_is_told_in_one_line(server: ChatServer, url: str) -> None:
+    """A message that no store takes is refused by its own line, and the chat goes on."""
+    done = chat(server.url, url, "--context", "1000000", lines=f"{'x ' * 60_000}\nThe door is blue.\n/quit\n")
+    assert done.code == 0
+    assert "100,000" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert [entry.content for entry in kept(url) if entry.actor == "user"] == ["The door is blue."]
 
 
 def test_ctrl_c_ends_cleanly(server: ChatServer, url: str) -> None:

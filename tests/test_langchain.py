@@ -18,6 +18,7 @@ from langchain_core.runnables import RunnablePassthrough
 from langchain_core.vectorstores import InMemoryVectorStore
 from langgraph.store.memory import InMemoryStore
 from memory_places import WordEmbedder
+from pydantic import ValidationError
 from test_docs import blocks
 
 from gemma_cli.integrations.langchain import GemmaRagEmbeddings, GemmaRagRetriever, LangChainEmbedder
@@ -111,6 +112,38 @@ async def test_each_filter_reaches_recall(backend: PythonRAGBackend, options: di
     await backend.store_memory("The violin is old.", "working", actor="Tom")
     await backend.store_memory("Tea is ready.", "working")
     assert len(await GemmaRagRetriever(backend=backend, **options).ainvoke("violin")) == expected
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"k": 0}, " k: "),
+        ({"tier": "nope"}, " tier: "),
+        ({"tag_filter": [""]}, " tag_filter: "),
+        ({"actor": " "}, "actor"),
+        ({"session": ""}, "session"),
+        ({"since": "soon"}, "since"),
+        ({"until": "soon"}, "until"),
+        ({"min_importance": 7}, "min_importance"),
+        ({"min_similarity": -2}, "min_similarity"),
+        ({"min_confidence": 2}, "min_confidence"),
+        ({"weights": {"luck": 1.0}}, "weights"),
+        ({"tag_filters": ["home"]}, "tag_filters"),
+        ({"min_confidense": 0.5}, "min_confidense"),
+    ],
+)
+async def test_a_bad_option_is_refused_at_once(backend: PythonRAGBackend, options: Any, named: str) -> None:
+    """A value that no recall takes, and an option that there is not, raise where the retriever is made."""
+    with pytest.raises(ValidationError, match=named):
+        GemmaRagRetriever(backend=backend, **options)
+
+
+async def test_langchains_own_options_stay(backend: PythonRAGBackend) -> None:
+    """LangChain's `tags` and `metadata`, which go to its callbacks, are taken and filter nothing."""
+    await backend.store_memory("Lea plays the violin.", "semantic")
+    retriever = GemmaRagRetriever(backend=backend, name="memory", tags=["home"], metadata={"a": 1})
+    assert len(await retriever.with_config(tags=["x"]).ainvoke("violin")) == 1
+    assert len(await retriever.model_copy(update={"k": 1}).ainvoke("violin")) == 1
 
 
 async def test_a_retrieval_counts_as_an_access_unless_told_not_to(backend: PythonRAGBackend) -> None:

@@ -246,6 +246,86 @@ async def test_calls_at_once_share_a_batch_and_not_each_others_errors(store: Gem
     assert len(await store.asearch(LEA, limit=100)) == 19
 
 
+BAD_CALLS = {
+    "limit": lambda s: s.alist_namespaces(limit=-1),
+    "offset": lambda s: s.alist_namespaces(offset="x"),
+    "max_depth": lambda s: s.alist_namespaces(max_depth="x"),
+    "ttl": lambda s: s.aput(LEA, "b", {"n": 1}, ttl=0),
+    "search": lambda s: s.asearch(LEA, limit=-1),
+    "value": lambda s: s.aput(LEA, "b", {"n": math.inf}),
+}
+
+
+@pytest.mark.parametrize("bad", BAD_CALLS.values(), ids=BAD_CALLS)
+async def test_a_bad_call_fails_none_beside_it(store: GemmaRagStore, bad: Any) -> None:
+    """What can't be carried out raises in its own caller; the calls of the same moment get their answers."""
+    await store.aput(LEA, "a", {"n": 1})
+    good, outcome, listed = await asyncio.gather(
+        store.aget(LEA, "a"), bad(store), store.alist_namespaces(), return_exceptions=True
+    )
+    assert isinstance(outcome, InvalidInputError)
+    assert isinstance(good, Item)
+    assert listed == [LEA]
+
+
+async def test_a_namespace_that_is_a_list_harms_no_other_call(store: GemmaRagStore) -> None:
+    """Beside other calls it is the same namespace as the tuple, as it is alone."""
+    lea: Any = list(LEA)
+    assert await asyncio.gather(store.aput(lea, "a", {"n": 1}), store.adelete(lea, "b"), store.aget(TOM, "a")) == [
+        None,
+        None,
+        None,
+    ]
+    assert keys(await store.asearch(LEA)) == ["a"]
+
+
+async def test_a_search_that_fails_fails_no_other_call(tmp_path: Path) -> None:
+    """Where the model fails, what needs no model is answered all the same."""
+
+    class Failing(WordEmbedder):
+        def encode(self, texts: list[str], /) -> Any:
+            if "boom" in texts:
+                raise RuntimeError("boom")
+            return super().encode(texts)
+
+    async with GemmaRagStore.from_url(f"sqlite:///{tmp_path}/memory.db", embedder=Failing()) as store:
+        await store.aput(LEA, "a", {"n": 1})
+        calls = store.aget(LEA, "a"), store.asearch(LEA, query="boom"), store.aput(LEA, "b", {"n": 2})
+        got, searched, stored = await asyncio.gather(*calls, return_exceptions=True)
+        assert isinstance(got, Item)
+        assert isinstance(searched, Exception)
+        assert stored is None
+        assert sorted(keys(await store.asearch(LEA))) == ["a", "b"]
+        with pytest.raises(type(searched)):
+            await store.abatch([SearchOp(LEA, query="boom"), PutOp(LEA, "c", {"n": 3})])
+        assert await store.aget(LEA, "c") is None
+
+
+async def test_a_put_without_room_fails_alone(place: Place) -> None:
+    """Reads of the same moment get what they ask for, and puts that find room are done; a batch is all or nothing."""
+    store = GemmaRagStore(await place.open(settings=settings_with(semantic_capacity=2)))
+    await store.aput(LEA, "a", {"n": 1})
+    await store.aput(LEA, "b", {"n": 1})
+    got, found, spaces, changed, full, gone = await asyncio.gather(
+        store.aget(LEA, "a"),
+        store.asearch(LEA),
+        store.alist_namespaces(),
+        store.aput(LEA, "a", {"n": 2}),
+        store.aput(LEA, "c", {"n": 1}),
+        store.adelete(LEA, "nobody"),
+        return_exceptions=True,
+    )
+    assert isinstance(got, Item)
+    assert isinstance(found, list)
+    assert (got.value, sorted(keys(found)), spaces) == ({"n": 1}, ["a", "b"], [LEA])
+    assert (changed, gone) == (None, None)
+    assert isinstance(full, CapacityError)
+    with pytest.raises(CapacityError):
+        await store.abatch([PutOp(LEA, "a", {"n": 3}), PutOp(LEA, "c", {"n": 1})])
+    assert {item.key: item.value for item in await store.asearch(LEA)} == {"a": {"n": 2}, "b": {"n": 1}}
+    await store.aclose()
+
+
 async def test_two_processes_that_put_one_key_leave_one_item(place: Place, tmp_path: Path) -> None:
     """Writers on one place at once, one of them a process of its own, leave each key once, with all of its texts."""
     script = tmp_path / "writer.py"
@@ -617,6 +697,8 @@ async def test_a_tier_that_promotes_has_no_ttl(place: Place) -> None:
     assert not store.supports_ttl
     with pytest.raises(NotImplementedError, match=r"^ttl"):
         await store.aput(LEA, "a", {"v": 1}, ttl=1)
+    with pytest.raises(NotImplementedError, match=r"^ttl: default_ttl"):
+        GemmaRagStore(store._shelf.backend, tier="long_term", ttl={"default_ttl": 5})
     await store.aput(LEA, "a", {"v": 1})
     assert [entry.tier for entry in await store._shelf.backend.all_memories()] == [MemoryTier.LONG_TERM]
     await store.aclose()
@@ -713,6 +795,21 @@ def test_another_event_loop_is_served_too(tmp_path: Path) -> None:
         asyncio.run(used(store))
 
 
+def test_another_event_loop_can_close_it(tmp_path: Path) -> None:
+    """From another loop `aclose` finishes what was asked and ends; so it does a second time, and after the store's own
+    loop has ended."""
+
+    async def closed(store: GemmaRagStore) -> None:
+        await asyncio.wait_for(store.aclose(), 60)
+
+    with GemmaRagStore.sync_from_url(f"sqlite:///{tmp_path}/memory.db", embedder=WordEmbedder()) as store:
+        for _ in range(2):
+            asyncio.run(closed(store))
+        with pytest.raises(BackendStateError, match="closed"):
+            store.get(LEA, "a")
+    asyncio.run(closed(store))
+
+
 # In a compiled graph
 
 
@@ -772,6 +869,9 @@ async def test_what_a_store_is_made_from_is_checked(place: Place) -> None:
         GemmaRagStore("memory://")  # type: ignore[arg-type]
     with pytest.raises(InvalidInputError, match=r"^tier"):
         GemmaRagStore(backend, tier="eternal")
+    for minutes in (0, -1, math.nan, "5"):
+        with pytest.raises(InvalidInputError, match=r"^ttl: default_ttl"):
+            GemmaRagStore(backend, ttl={"default_ttl": minutes})  # type: ignore[typeddict-item]
     with pytest.raises(InvalidTypeError, match=r"^index"):
         GemmaRagStore(backend, index={"fields": "title"})  # type: ignore[typeddict-item]
     with pytest.raises(InvalidInputError, match=r"^index"):

@@ -5,11 +5,12 @@ runner = Runner(agent=agent, app_name="app", session_service=..., memory_service
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
 from datetime import UTC, datetime
 from types import MappingProxyType, TracebackType
 from typing import Any, Final, Self
 
-from gemma_cli.integrations.episodes import add_new, episode_id, parts, storable
+from gemma_cli.integrations.episodes import add_new, episode_id, known, parts, storable
 from gemma_cli.integrations.user_backends import OwnLoop, UserBackends, user_namespace
 from gemma_cli.rag import (
     BatchEmbedder,
@@ -46,13 +47,12 @@ ADDED_KEPT: Final = 100_000
 questions for the turns before."""
 
 EVENT_KEY: Final = "event"
-FORGOTTEN_KEY: Final = "forgotten"
-OWN_KEYS: Final = frozenset({EVENT_KEY, FORGOTTEN_KEY})
-"""Keys of the metadata that are ours: the id of the event, and that its text was deleted."""
+"""The key of the metadata that is ours: the id of the event."""
 
-FORGOTTEN: Final = "(forgotten)"
-"""The content of a memory whose text was deleted. Its id stays taken: ADK adds a whole session after every turn, and
-what was deleted would come back."""
+FORGOTTEN: Final = "forgotten"
+"""Part of the name of a namespace beside a user's, which holds the ids of events that were deleted, and the content of
+each memory there. ADK adds a whole session after every turn, and what was deleted would come back. In the user's own
+namespace these memories would be found, and fill answers."""
 
 OPTIONS: Final = ("tier", "importance", "tags", "pinned")
 """Keys of `custom_metadata` that say how to store; all others become metadata of the memory."""
@@ -71,7 +71,8 @@ class GemmaRagMemoryService(BaseMemoryService):
     limit: how many memories a search gives at most.
     max_tokens: pack the best that fit into so many tokens instead; they come in reading order.
     min_confidence: give nothing where it is less likely that what is asked for is there; see `recall_memories`.
-    open_users: namespaces that stay open while they are not in use, each with four threads and its index.
+    open_users: namespaces that stay open while they are not in use, each with four threads and its index. A user whose
+        events are added has two.
 
     It may be used from any event loop and any thread: the work is done on a loop of its own, in a thread that the first
     call starts and `close` ends."""
@@ -111,6 +112,10 @@ class GemmaRagMemoryService(BaseMemoryService):
     def namespace(self, app_name: str, user_id: str) -> str:
         """Where the memories of a user are, e.g. for `gemma-rag --namespace`."""
         return user_namespace(app_name, user_id, self._prefix)
+
+    def _forgotten(self, app_name: str, user_id: str) -> AbstractAsyncContextManager[PythonRAGBackend]:
+        """Where the ids are of what the user has deleted."""
+        return self._users.use(user_namespace(app_name, user_id, f"{self._prefix}:{FORGOTTEN}"))
 
     async def close(self) -> None:
         """Finishes what was begun and lets go of the stores. Idempotent."""
@@ -162,7 +167,12 @@ class GemmaRagMemoryService(BaseMemoryService):
                     )
                     episode.id = episode_id(session_id or "", _named(event), str(number))
                     episodes.append(episode)
-            await add_new(backend, episodes)
+            there = await known(backend, [episode.id for episode in episodes])
+            missing = [episode for episode in episodes if episode.id not in there]
+            if missing:  # whoever deletes one meanwhile has put its id among the forgotten first
+                async with self._forgotten(app_name, user_id) as forgotten:
+                    gone = await known(forgotten, [episode.id for episode in missing])
+                await add_new(backend, [episode for episode in missing if episode.id not in gone])
             self._added.put_many(dict.fromkeys(new, True))
 
         await self._with(namespace, add)
@@ -175,13 +185,13 @@ class GemmaRagMemoryService(BaseMemoryService):
         memories: Sequence[MemoryEntry],
         custom_metadata: Mapping[str, object] | None = None,
     ) -> None:
-        """Stores memories as they are given. One whose id is there already replaces the text of that one. Raises
-        `InvalidInputError` for one without text, or with a timestamp that is not ISO 8601 (one without a zone is
-        UTC)."""
+        """Stores memories as they are given, all or none. One whose id is there already takes the place of that one; of
+        two with one id the last is stored. Raises `InvalidInputError` for one without text, or with a timestamp that is
+        not ISO 8601 (one without a zone is UTC)."""
         options, metadata = _split(custom_metadata)
 
         async def add(backend: PythonRAGBackend) -> None:
-            new = []
+            new: dict[str, Memory] = {}
             for position, given in enumerate(memories):
                 text = _text(given.content)
                 if not text:
@@ -189,15 +199,13 @@ class GemmaRagMemoryService(BaseMemoryService):
                 described = {**metadata, **_own(given.custom_metadata)}
                 time = given.timestamp
                 entry = self._memory(text, options, described, given.author, None, time, backend.now())
-                if given.id is None:
-                    new.append(entry)
-                    continue
-                entry.id = check.label(f"memories[{position}].id", given.id)
-                if not await add_new(backend, [entry]):
-                    before = await backend.get_memory(entry.id)
-                    event = {} if before is None else {k: v for k, v in before.metadata.items() if k == EVENT_KEY}
-                    await backend.update_memory(entry.id, content=text, metadata={**described, **event})
-            await backend.store_memories(new)
+                if given.id is not None:
+                    entry.id = check.label(f"memories[{position}].id", given.id)
+                new[entry.id] = entry
+            for before in await backend.get_memories(list(new)):
+                if before is not None and EVENT_KEY in before.metadata:
+                    new[before.id].metadata[EVENT_KEY] = before.metadata[EVENT_KEY]
+            await backend.store_memories(new.values(), replaces=list(new))
 
         await self._with(self.namespace(app_name, user_id), add)
 
@@ -238,14 +246,11 @@ class GemmaRagMemoryService(BaseMemoryService):
         async def search(backend: PythonRAGBackend) -> list[Memory]:
             return await backend.recall_memories(query, **self._recall)
 
-        found = await self._with(namespace, search)
-        return SearchMemoryResponse(
-            memories=[_entry(memory) for memory in found if not memory.metadata.get(FORGOTTEN_KEY)]
-        )
+        return SearchMemoryResponse(memories=[_entry(memory) for memory in await self._with(namespace, search)])
 
     async def delete_memory(self, *, app_name: str, user_id: str, memory_id: str | None = None) -> None:
-        """Forgets the text of a memory; no id, or one that is not there, does nothing. Adding its session again does
-        not bring it back."""
+        """Forgets a memory; no id, or one that is not there, does nothing. Adding its session again does not bring it
+        back: of a memory that was an event, the id is kept."""
         if not memory_id:
             return
 
@@ -253,19 +258,10 @@ class GemmaRagMemoryService(BaseMemoryService):
             memory = await backend.get_memory(memory_id)
             if memory is None:
                 return
-            if EVENT_KEY not in memory.metadata:
-                await backend.delete_memory(memory_id)
-                return
-            await backend.update_memory(
-                memory_id,
-                content=FORGOTTEN,
-                importance=0.0,
-                tags=(),
-                metadata={EVENT_KEY: memory.metadata[EVENT_KEY], FORGOTTEN_KEY: True},
-                actor=None,
-                session=None,
-                occurred_at=None,
-            )
+            if EVENT_KEY in memory.metadata:
+                async with self._forgotten(app_name, user_id) as forgotten:
+                    await add_new(forgotten, [Memory(FORGOTTEN, MemoryTier.SEMANTIC, id=memory_id)])
+            await backend.delete_memory(memory_id)
 
         await self._with(self.namespace(app_name, user_id), forget)
 
@@ -314,12 +310,12 @@ def _split(custom_metadata: Mapping[str, object] | None) -> tuple[dict[str, Any]
 
 
 def _own(custom_metadata: Mapping[str, object]) -> dict[str, Any]:
-    """A caller's metadata; ours can't be given."""
-    return {name: value for name, value in check.metadata(custom_metadata).items() if name not in OWN_KEYS}
+    """A caller's metadata; what is ours can't be given."""
+    return {name: value for name, value in check.metadata(custom_metadata).items() if name != EVENT_KEY}
 
 
 def _entry(memory: Memory) -> MemoryEntry:
-    metadata = {name: value for name, value in memory.metadata.items() if name not in OWN_KEYS}
+    metadata = {name: value for name, value in memory.metadata.items() if name != EVENT_KEY}
     if memory.session is not None:
         metadata["session_id"] = memory.session
     role = "user" if memory.actor == "user" else "model"

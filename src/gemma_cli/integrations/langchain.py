@@ -21,14 +21,15 @@ from gemma_cli.rag import (
     load_settings,
 )
 from gemma_cli.rag import validation as check
-from gemma_cli.rag.memory import MemoryTier
+from gemma_cli.rag.intake import question, weights
+from gemma_cli.rag.memory import MemoryTier, parse_tier
 
 try:
     from langchain_core.callbacks import AsyncCallbackManagerForRetrieverRun, CallbackManagerForRetrieverRun
     from langchain_core.documents import Document
     from langchain_core.embeddings import Embeddings
     from langchain_core.retrievers import BaseRetriever
-    from pydantic import PrivateAttr
+    from pydantic import ConfigDict, PrivateAttr
 except ImportError as error:
     raise MissingExtraError(
         'the LangChain adapters need langchain-core; install it with: pip install "gemma-rag[langchain]"'
@@ -50,9 +51,12 @@ class GemmaRagRetriever(BaseRetriever):
 
     backend: an open one; it stays open.
     k: how many documents, at most.
-    tier, tag_filter, actor, session, since, until, min_importance, min_similarity, min_confidence: see
-        `recall_memories` (`tag_filter` is its `tags`, which means something else to LangChain); `weights` too.
+    tier, actor, session, since, until, min_importance, min_similarity, min_confidence, weights: see `recall_memories`.
+    tag_filter: `recall_memories`' `tags`, all of which a memory must have. LangChain's own `tags` and `metadata` go to
+        its callbacks and filter nothing.
     touch: whether a retrieval counts as an access of what it finds.
+
+    A value that no recall takes, or an option that there is not, raises pydantic's `ValidationError`.
 
     `ainvoke` belongs to the event loop that the backend was opened on. `invoke` works from other threads if the
     retriever was made on that loop; elsewhere it raises `RuntimeError`, which says so.
@@ -72,9 +76,27 @@ class GemmaRagRetriever(BaseRetriever):
     weights: Mapping[str, float] | None = None
     touch: bool = True
 
+    model_config = ConfigDict(extra="forbid")
+
     _loop: asyncio.AbstractEventLoop | None = PrivateAttr(default=None)
 
     def model_post_init(self, context: Any, /) -> None:
+        tier = None if self.tier is None else parse_tier(self.tier, "tier")
+        question(
+            "?",
+            tier,
+            check.whole("k", self.k),
+            weights(self.weights),
+            tags=check.tags(self.tag_filter, "tag_filter"),
+            min_importance=self.min_importance,
+            since=self.since,
+            until=self.until,
+            min_similarity=self.min_similarity,
+            actor=self.actor,
+            session=self.session,
+        )
+        if self.min_confidence is not None:
+            check.number("min_confidence", self.min_confidence, 0.0, 1.0)
         self._loop = _running_loop()
 
     async def _aget_relevant_documents(

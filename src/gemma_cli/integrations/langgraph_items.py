@@ -35,6 +35,9 @@ UNINDEXED: Final = "langgraph-unindexed"
 FLEETING: Final = "langgraph-ttl"
 """Tags: the memory holds an item's value; a query may find it; no query may; it has a TTL."""
 
+AROUND: Final = 2
+"""Levels of a memory's metadata around the value of an item."""
+
 WHOLE: Final = ("", "$")
 """Paths that stand for the whole value."""
 
@@ -150,7 +153,7 @@ def checked_value(value: object, max_chars: int) -> dict[str, Any]:
     if not isinstance(value, Mapping):
         raise InvalidTypeError(f"value: expected a mapping, got {type(value).__name__}")
     try:
-        return check.metadata(value, max_chars=max_chars)
+        return check.metadata(value, max_chars=max_chars, max_depth=check.MAX_METADATA_DEPTH - AROUND)
     except InvalidInputError as error:
         raise type(error)(str(error).replace("metadata", "value", 1)) from error
 

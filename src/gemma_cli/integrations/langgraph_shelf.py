@@ -9,6 +9,8 @@ from gemma_cli.integrations import langgraph_items as items
 from gemma_cli.integrations.langgraph_items import Mark, Namespace, Stored
 from gemma_cli.rag import InvalidInputError, MemoryEntry, MemoryTier, PythonRAGBackend
 
+from langgraph.store.base import GetOp, PutOp  # isort: skip  after langgraph_items, which says what to install
+
 Place = tuple[Namespace, str]
 """Where an item is: its namespace and its key."""
 
@@ -26,6 +28,10 @@ DEEPER: Final = 8
 SECONDS_PER_MINUTE: Final = 60.0
 
 
+def place_of(op: GetOp | PutOp) -> Place:
+    return tuple(op.namespace), str(op.key)
+
+
 @dataclass(frozen=True, slots=True)
 class Held:
     """An item that is there: the memory with its value, and what that tells; `score` where a query found it."""
@@ -37,6 +43,17 @@ class Held:
     @property
     def value(self) -> dict[str, Any]:
         return self.mark.value or {}
+
+    @property
+    def fields(self) -> dict[str, Any]:
+        """What LangGraph's `Item` is made from."""
+        return {
+            "namespace": self.mark.namespace,
+            "key": self.mark.key,
+            "value": self.value,
+            "created_at": self.mark.created,
+            "updated_at": self.entry.created_at,
+        }
 
 
 class Shelf:

@@ -6,13 +6,15 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager
 from datetime import datetime
 from functools import wraps
+from itertools import repeat
 from typing import Any, Concatenate, Final, Literal, ParamSpec, Self, TypeVar
 
 from gemma_cli.integrations import langgraph_items as items
 from gemma_cli.integrations.langgraph_items import Namespace, Stored
-from gemma_cli.integrations.langgraph_shelf import Held, Place, Shelf
+from gemma_cli.integrations.langgraph_shelf import Held, Place, Shelf, place_of
 from gemma_cli.rag import (
     BackendStateError,
+    CapacityError,
     Embedder,
     InvalidInputError,
     InvalidTypeError,
@@ -29,6 +31,7 @@ from langgraph.store.base import (  # isort: skip  after langgraph_items, which 
     IndexConfig,
     Item,
     ListNamespacesOp,
+    NamespacePath,
     NotProvided,
     Op,
     PutOp,
@@ -41,6 +44,8 @@ from langgraph.store.base import (  # isort: skip  after langgraph_items, which 
 from langgraph.store.base.batch import AsyncBatchedBaseStore  # isort: skip
 
 CLOSED: Final = "the store is closed; make a new one"
+ALONE: Final = (CapacityError, InvalidInputError)
+"""Errors of one put, which another in the same transaction need not share."""
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -50,15 +55,17 @@ def _from_any_loop(
     method: Callable[Concatenate["GemmaRagStore", P], Coroutine[Any, Any, T]],
 ) -> Callable[Concatenate["GemmaRagStore", P], Coroutine[Any, Any, T]]:
     """Awaited in another event loop than the store's, the method runs in the store's own all the same: its queue is
-    for one loop."""
+    for one loop. Where its outcome is an error, that is raised."""
 
     @wraps(method)
     async def call(self: "GemmaRagStore", /, *args: P.args, **kwargs: P.kwargs) -> T:
         if asyncio.get_running_loop() is self._loop:
-            return await method(self, *args, **kwargs)
+            if isinstance(outcome := await method(self, *args, **kwargs), BaseException):
+                raise outcome
+            return outcome
         if self._closed or self._loop.is_closed():
             raise BackendStateError(CLOSED)
-        return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(method(self, *args, **kwargs), self._loop))
+        return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(call(self, *args, **kwargs), self._loop))
 
     return call
 
@@ -73,7 +80,8 @@ class GemmaRagStore(AsyncBatchedBaseStore):
     ttl: `default_ttl` (minutes) and `refresh_on_read`. Expired items are never shown, whatever `omit_expired` says.
     tier: where items stand and whose capacity they take up.
 
-    Calls made at the same time share one transaction and one pass of the model. The asynchronous methods work in any
+    Calls made at the same time share one transaction and one pass of the model, but none the error of another: where
+    the transaction fails, each put is tried by itself. The asynchronous methods work in any
     event loop, as long as the store's own runs. Calls of the synchronous methods are served from other threads only; in
     the loop's own thread they raise `asyncio.InvalidStateError`.
 
@@ -104,6 +112,9 @@ class GemmaRagStore(AsyncBatchedBaseStore):
         fields = None if index is None else index.get("fields")
         self._fields = ["$"] if fields is None else items.checked_fields("index", fields)
         self._shelf = Shelf(backend, parse_tier(tier, "tier"))
+        self.supports_ttl = backend.rules.policies[self._shelf.tier].promotes_to is None
+        if ttl is not None and (default := ttl.get("default_ttl")) is not None:
+            self._check_ttl("ttl: default_ttl", default)
         self._closed = False
         try:
             super().__init__()
@@ -111,7 +122,6 @@ class GemmaRagStore(AsyncBatchedBaseStore):
             raise BackendStateError("a store needs a running event loop; without one, use sync_from_url") from error
         self.index_config = index
         self.ttl_config = ttl
-        self.supports_ttl = backend.rules.policies[self._shelf.tier].promotes_to is None
 
     @classmethod
     @asynccontextmanager
@@ -179,8 +189,11 @@ class GemmaRagStore(AsyncBatchedBaseStore):
     async def aclose(self) -> None:
         """Finishes what was asked for and ends the task that serves it; later calls raise `BackendStateError`. The
         backend stays open. Idempotent."""
-        if self._closed:
-            return
+        if not self._closed and not self._loop.is_closed():
+            await self._finish()
+
+    @_from_any_loop
+    async def _finish(self) -> None:
         last: asyncio.Future[Any] = self._loop.create_future()
         self._aqueue.put_nowait((last, ListNamespacesOp(limit=0)))  # served after all that waits
         self._ensure_task()
@@ -198,8 +211,6 @@ class GemmaRagStore(AsyncBatchedBaseStore):
     # What is wrong with a call is told before it is queued, where it would fail the calls beside it too.
 
     aget = _from_any_loop(AsyncBatchedBaseStore.aget)
-    adelete = _from_any_loop(AsyncBatchedBaseStore.adelete)
-    alist_namespaces = _from_any_loop(AsyncBatchedBaseStore.alist_namespaces)
 
     @_from_any_loop
     async def aput(
@@ -212,7 +223,12 @@ class GemmaRagStore(AsyncBatchedBaseStore):
         ttl: float | NotProvided | None = NOT_PROVIDED,
     ) -> None:
         self._check(PutOp(namespace, key, value, index, None if isinstance(ttl, NotProvided) else ttl))
-        await super().aput(namespace, key, value, index, ttl=ttl)  # type: ignore[arg-type]  # None deletes, as in an op
+        # None deletes, as in an op. What comes back is the error, where there is one.
+        return await super().aput(tuple(namespace), str(key), value, index, ttl=ttl)  # type: ignore[arg-type]
+
+    @_from_any_loop
+    async def adelete(self, namespace: Namespace, key: str) -> None:
+        return await super().adelete(tuple(namespace), str(key))
 
     @_from_any_loop
     async def asearch(
@@ -231,6 +247,21 @@ class GemmaRagStore(AsyncBatchedBaseStore):
             namespace_prefix, query=query, filter=filter, limit=limit, offset=offset, refresh_ttl=refresh_ttl
         )
 
+    @_from_any_loop
+    async def alist_namespaces(
+        self,
+        *,
+        prefix: NamespacePath | None = None,
+        suffix: NamespacePath | None = None,
+        max_depth: int | None = None,
+        limit: int = 100,
+        offset: int = 0,
+    ) -> list[Namespace]:
+        self._check(ListNamespacesOp((), max_depth, limit, offset))
+        return await super().alist_namespaces(
+            prefix=prefix, suffix=suffix, max_depth=max_depth, limit=limit, offset=offset
+        )
+
     @property
     def _max_chars(self) -> int:
         return self._shelf.backend.settings.memory.max_content_chars
@@ -245,10 +276,7 @@ class GemmaRagStore(AsyncBatchedBaseStore):
                     if op.index not in (None, False):
                         items.checked_fields("index", op.index)
                 if op.ttl is not None:
-                    if not self.supports_ttl:
-                        raise NotImplementedError(f"ttl: the tier {self._shelf.tier} promotes, which ends a lifetime")
-                    if check.number("ttl", op.ttl, 0.0) == 0:
-                        raise InvalidInputError("ttl: 0 minutes; delete the item instead")
+                    self._check_ttl("ttl", op.ttl)
             case SearchOp():
                 if op.filter is not None:
                     items.check_filter(op.filter)
@@ -257,39 +285,71 @@ class GemmaRagStore(AsyncBatchedBaseStore):
         if isinstance(op, SearchOp | ListNamespacesOp):
             check.whole("limit", op.limit, 0)
             check.whole("offset", op.offset, 0)
+        if isinstance(op, ListNamespacesOp) and op.max_depth is not None:
+            check.whole("max_depth", op.max_depth, 0)
+
+    def _check_ttl(self, name: str, minutes: float) -> None:
+        if not self.supports_ttl:
+            raise NotImplementedError(f"{name}: the tier {self._shelf.tier} promotes, which ends a lifetime")
+        if check.number(name, minutes, 0.0) == 0:
+            raise InvalidInputError(f"{name}: 0 minutes; delete the item instead")
 
     # Batches
 
+    @_from_any_loop
     async def abatch(self, ops: Iterable[Op]) -> list[Result]:
         """The results of operations, in their order. Reads see what was there before; then all puts and deletions are
         done in one transaction, the last one of each key."""
         asked = list(ops)
         for op in asked:
             self._check(op)
+        queued = asyncio.current_task() is self._task  # calls that have nothing to do with each other
+        outcomes: list[Any] = await self._read(asked)
+        if not queued and (errors := [outcome for outcome in outcomes if isinstance(outcome, BaseException)]):
+            raise errors[0]
+        puts = {place_of(op): op for op in asked if isinstance(op, PutOp)}
+        failed: Mapping[Place, Any] = {}
+        try:
+            await self._put(puts)
+        except Exception as error:
+            if not queued:
+                raise
+            failed = await self._put_each(puts) if isinstance(error, ALONE) else dict.fromkeys(puts, error)
+        return [
+            failed.get(place_of(op)) if isinstance(op, PutOp) else outcome
+            for op, outcome in zip(asked, outcomes, strict=True)
+        ]
+
+    async def _read(self, asked: Sequence[Op]) -> list[Any]:
+        """For each operation what it reads, or its error; None for one that writes."""
         gets = [op for op in asked if isinstance(op, GetOp)]
-        searches = [op for op in asked if isinstance(op, SearchOp)]
-        got = iter(await self._get(gets))
-        found = iter(await asyncio.gather(*map(self._search, searches)))
-        results: list[Result] = []
-        for op in asked:
-            match op:
-                case GetOp():
-                    results.append(next(got))
-                case SearchOp():
-                    results.append(next(found))
-                case ListNamespacesOp():
-                    results.append(await self._list(op))
-                case PutOp():
-                    results.append(None)
-        await self._put({_place(op): op for op in asked if isinstance(op, PutOp)})
-        return results
+        finding = [
+            self._search(op) if isinstance(op, SearchOp) else self._list(op)
+            for op in asked
+            if isinstance(op, SearchOp | ListNamespacesOp)
+        ]
+        got: Any
+        got, *found = await asyncio.gather(self._get(gets), *finding, return_exceptions=True)
+        of_gets = repeat(got) if isinstance(got, BaseException) else iter(got)
+        others = iter(found)
+        return [None if isinstance(op, PutOp) else next(of_gets if isinstance(op, GetOp) else others) for op in asked]
+
+    async def _put_each(self, puts: Mapping[Place, PutOp]) -> dict[Place, Exception]:
+        """Each by itself; the errors of those that fail."""
+        failed: dict[Place, Exception] = {}
+        for place, op in puts.items():
+            try:
+                await self._put({place: op})
+            except Exception as error:  # it is raised where this put is awaited
+                failed[place] = error
+        return failed
 
     async def _get(self, ops: Sequence[GetOp]) -> list[Item | None]:
-        held = await self._shelf.held([_place(op) for op in ops])
+        held = await self._shelf.held([place_of(op) for op in ops])
         for op in ops:
-            if (item := held.get(_place(op))) is not None:
+            if (item := held.get(place_of(op))) is not None:
                 await self._refresh([item], op.refresh_ttl)
-        return [None if (item := held.get(_place(op))) is None else Item(**_fields(item)) for op in ops]
+        return [None if (item := held.get(place_of(op))) is None else Item(**item.fields) for op in ops]
 
     async def _search(self, op: SearchOp) -> list[SearchItem]:
         prefix, wanted = tuple(op.namespace_prefix), op.offset + op.limit
@@ -301,7 +361,7 @@ class GemmaRagStore(AsyncBatchedBaseStore):
             hits += await self._shelf.listed(prefix, op.filter, wanted - len(hits), items.UNINDEXED)
         page = hits[op.offset :]
         await self._refresh(page, op.refresh_ttl)
-        return [SearchItem(**_fields(item), score=item.score) for item in page]
+        return [SearchItem(**item.fields, score=item.score) for item in page]
 
     async def _list(self, op: ListNamespacesOp) -> list[Namespace]:
         if not op.limit:
@@ -336,18 +396,3 @@ class GemmaRagStore(AsyncBatchedBaseStore):
         """Removes expired memories from the disk and says how many. No call shows them in any case; the backend's own
         clean-up does the same."""
         return await self._shelf.backend.cleanup_expired()
-
-
-def _place(op: GetOp | PutOp) -> Place:
-    return tuple(op.namespace), str(op.key)
-
-
-def _fields(item: Held) -> dict[str, Any]:
-    mark = item.mark
-    return {
-        "namespace": mark.namespace,
-        "key": mark.key,
-        "value": item.value,
-        "created_at": mark.created,
-        "updated_at": item.entry.created_at,
-    }
