@@ -24,7 +24,8 @@ from mcp_types.version import LATEST_HANDSHAKE_VERSION, LATEST_MODERN_VERSION
 from gemma_cli.commands.session import CliSession, ExitCode
 from gemma_cli.edge.failures import CODES
 from gemma_cli.edge.opening import AFTER_ANSWER, Opening
-from gemma_cli.mcp_server.server import TOOLS, MemoryServer, slim
+from gemma_cli.edge.schemas import slim
+from gemma_cli.mcp_server.server import TOOLS, MemoryServer
 from gemma_cli.rag import errors
 
 pytestmark = pytest.mark.anyio
@@ -129,6 +130,7 @@ async def use_every_tool(client: Client, notes: Path) -> None:
     assert (await answer(client, "ingest_document", path=str(notes / "lamps.md")))["new_chunks"] == 0
     first = await answer(client, "list_memories", limit=1, tier="semantic")
     assert [memory["id"] for memory in first["memories"]] == [new["id"]]
+    assert first["next"].endswith(new["id"])
     rest = await answer(client, "list_memories", limit=1, tier="semantic", after=first["next"])
     assert rest == {"memories": []}
     assert await answer(client, "consolidate", dry_run=True, days=0) == {"dry_run": True, "moved": {}, "expiring": []}
@@ -159,7 +161,7 @@ async def test_every_tool_over_stdio(mode: str, url: str, notes: Path) -> None:
 
 async def test_every_tool_over_http(url: str, notes: Path) -> None:
     """The same over streamable HTTP, where one server has clients of both versions, one after the other."""
-    with http_server(url, "--root", str(notes), warnings=2) as address:
+    with http_server(url, "--root", str(notes)) as address:
         for mode, version in MODES.items():
             async with Client(address, mode=mode) as client:
                 assert client.protocol_version == version
@@ -167,20 +169,22 @@ async def test_every_tool_over_http(url: str, notes: Path) -> None:
                 everything = await answer(client, "forget", tier="long_term", confirm=True)
                 assert everything["forgotten"] == everything["matched"] > 64
         names = {"Host": "evil.example:80"}, {"Origin": "http://evil.example"}
-        async with httpx2.AsyncClient() as web:
+        async with httpx2.AsyncClient(timeout=TIMEOUT) as web:
             statuses = [(await web.post(address, json={}, headers=header)).status_code for header in names]
-        assert statuses == [421, 403]
+            assert statuses == [403, 403]
+            for name in ("127.0.0.1", "LOCALHOST:1", "localhost", "127.0.0.2:5", "[::1]:5"):
+                assert (await web.post(address, json={}, headers={"Host": name})).status_code == 400, name
 
 
 async def test_a_token_is_asked_for(url: str) -> None:
     """With a token, only who bears it gets in."""
     with http_server(url, env={"GEMMA_RAG_MCP_TOKEN": TOKEN}) as address:
-        async with httpx2.AsyncClient() as web:
+        async with httpx2.AsyncClient(timeout=TIMEOUT) as web:
             for header in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": TOKEN}):
                 response = await web.post(address, json={}, headers=header)
                 assert (response.status_code, response.headers["WWW-Authenticate"]) == (401, "Bearer")
         async with (
-            httpx2.AsyncClient(headers={"Authorization": f"Bearer {TOKEN}"}) as web,
+            httpx2.AsyncClient(headers={"Authorization": f"Bearer {TOKEN}"}, timeout=TIMEOUT) as web,
             Client(streamable_http_client(address, http_client=web)) as client,
         ):
             assert (await answer(client, "memory_stats"))["total"] == 0
@@ -192,6 +196,7 @@ async def test_a_token_is_asked_for(url: str) -> None:
         (["--http", "--host", "0.0.0.0"], "needs a token"),
         (["--http", "--host", "gemma.example", "--port", "0"], "needs a token"),
         (["--http", "--host", "0.0.0.0", "--token", "short"], "at least 16"),
+        (["--http", "--port", "0", "--allow-host", "memory.example:80"], "no name of a host"),
         (["--root", "nowhere"], "is no directory"),
         (["--http", "install", "--client", "cursor"], "before another command"),
     ],
@@ -205,9 +210,8 @@ def test_wrong_options_are_refused(options: list[str], reason: str, tmp_path: Pa
 
 
 @contextmanager
-def http_server(url: str, *options: str, env: dict[str, str] | None = None, warnings: int = 0) -> Iterator[str]:
-    """The command on a free port, and at the end a SIGTERM that it must obey, with nothing on stderr but so many
-    warnings of requests that were turned away."""
+def http_server(url: str, *options: str, env: dict[str, str] | None = None) -> Iterator[str]:
+    """The command on a free port, and at the end a SIGTERM that it must obey, with nothing on stderr."""
     words = [sys.executable, "-m", "gemma_cli", "--url", url, "mcp", "--http", "--port", "0", *options]
     with subprocess.Popen(
         words, env=environment(HASHING | (env or {})), stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
@@ -219,9 +223,8 @@ def http_server(url: str, *options: str, env: dict[str, str] | None = None, warn
             yield found[1]
         finally:
             process.terminate()
-            told = process.stderr.read().splitlines()
-        assert process.wait(TIMEOUT) == 0
-        assert [line.split(":")[0] for line in told] == ["WARNING"] * warnings
+            told = process.stderr.read()
+        assert (process.wait(TIMEOUT), told) == (0, "")
 
 
 async def test_meaning_is_found_with_the_real_model(url: str) -> None:
@@ -389,7 +392,7 @@ async def test_what_a_client_reads_about_the_tools(url: str, monkeypatch: pytest
             assert tool.annotations.destructive_hint is (name in DESTROYING)
             assert tool.annotations.idempotent_hint is (name != "remember")
         limit = tools["recall"].input_schema["properties"]["limit"]
-        assert (limit["minimum"], limit["maximum"], limit["default"]) == (1, 50, 5)
+        assert (limit["minimum"], limit["maximum"]) == (1, 50)
         assert tools["remember"].input_schema["properties"]["actor"]["maxLength"] == 512
         assert tools["remember"].input_schema["required"] == ["content"]
         [template] = (await client.list_resource_templates()).resource_templates
@@ -433,6 +436,56 @@ async def test_what_no_call_may_carry(
         assert error["message"].startswith(f"{named}: ")
         assert "xxxxx" not in error["message"]
         assert (await answer(client, "memory_stats"))["total"] == 0
+
+
+TEXTS = ["null", "true", "1", "[1]", '["x"]', '{"id": 1}', '"quoted"']
+"""Texts that are JSON as well."""
+
+
+@pytest.mark.parametrize("text", TEXTS)
+async def test_a_text_is_taken_as_it_is(text: str, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever a text looks like, it is stored, found and changed as that text."""
+    async with in_process(url, monkeypatch) as client:
+        new = await answer(client, "remember", content=text, actor=text, session=text)
+        await answer(client, "remember", content="Another.", actor="Ada", session="s1")
+        memory = await answer(client, "get_memory", memory_id=new["id"])
+        assert (memory["content"], memory["actor"], memory["session"]) == (text, text, text)
+        for field in ("actor", "session"):
+            found = await answer(client, "list_memories", **{field: text})
+            assert [each["id"] for each in found["memories"]] == [new["id"]]
+            assert len((await answer(client, "recall", query="text", **{field: text}))["memories"]) == 1
+        changed = await answer(client, "update_memory", memory_id=new["id"], content=f"{text} ", actor="Bob")
+        assert (changed["content"], changed["actor"]) == (f"{text} ", "Bob")
+
+
+@pytest.mark.parametrize("filters", [{"actor": "null"}, {"session": "null"}, {"actor": "null", "tier": "semantic"}])
+async def test_no_filter_of_a_removal_is_dropped(
+    filters: dict[str, Any], url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A removal with a filter that nothing fulfils removes nothing, also where the filter reads as JSON's null."""
+    async with in_process(url, monkeypatch) as client:
+        for actor in ("Ada", "Bob"):
+            await answer(client, "remember", content=f"{actor} was here.", actor=actor, tier="semantic")
+        gone = await answer(client, "forget", **filters, confirm=True)
+        assert (gone["matched"], gone["forgotten"]) == (0, 0)
+
+
+@pytest.mark.parametrize("argument", ["tier", "tags", "before", "memory_ids"])
+async def test_null_in_a_text_is_no_null(argument: str, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where no such text may stand it is refused, and not left out."""
+    async with in_process(url, monkeypatch) as client:
+        await answer(client, "remember", content="Ada was here.", actor="Ada")
+        error = await refusal(client, "forget", **{argument: "null"}, actor="Ada", confirm=True)
+        assert (error["code"], error["message"].split(":")[0]) == ("invalid_input", argument)
+        assert (await answer(client, "memory_stats"))["total"] == 1
+
+
+async def test_lists_and_objects_may_come_as_texts(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some clients send a list or an object as its JSON in a text."""
+    async with in_process(url, monkeypatch) as client:
+        new = await answer(client, "remember", content="x", tags='["a", "b"]', metadata='{"page": 3}')
+        memory = await answer(client, "get_memory", memory_id=new["id"])
+        assert (memory["tags"], memory["metadata"]) == (["a", "b"], {"page": 3})
 
 
 async def test_an_update_is_one_step(url: str, monkeypatch: pytest.MonkeyPatch) -> None:

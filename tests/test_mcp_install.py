@@ -105,6 +105,31 @@ def test_what_is_not_understood_is_left_alone(text: str, reason: str, home: Path
     assert [p.name for p in home.iterdir()] == ["own.json"]
 
 
+def test_a_store_in_a_file_gets_its_whole_path(home: Path) -> None:
+    """A client starts the server elsewhere: a relative path of a store is made absolute."""
+    shown = call("--url", "sqlite:///notes/m.db", "mcp", "install", "--client", "claude", "--write")
+    assert shown.code == 0, shown.stderr
+    arguments = written(CLIENTS["claude"].file())["mcpServers"]["gemma-rag"]["args"]
+    assert f"sqlite:///{home / 'notes/m.db'}" in arguments
+    assert not (home / "notes").exists()
+
+
+def test_a_file_that_holds_nothing_is_filled(home: Path) -> None:
+    """A configuration of nothing but a line break is taken for an empty one."""
+    (home / "own.json").write_text("\n")
+    assert call("mcp", "install", "--client", "cursor", "--file", "own.json", "--write").code == 0
+    assert "gemma-rag" in written(home / "own.json")["mcpServers"]
+
+
+def test_a_file_in_another_encoding_is_left_alone(home: Path) -> None:
+    """What is not UTF-8 stays as it is, and the message says so."""
+    (home / "own.json").write_bytes("{}".encode("utf-16"))
+    outcome = call("mcp", "install", "--client", "cursor", "--file", "own.json", "--write")
+    assert outcome.code == ExitCode.USAGE
+    assert "own.json is not text in UTF-8" in outcome.message
+    assert (home / "own.json").read_bytes() == "{}".encode("utf-16")
+
+
 def test_a_link_stays_a_link(home: Path) -> None:
     """A configuration that is linked from elsewhere is written where it is."""
     (home / "dotfiles").mkdir()

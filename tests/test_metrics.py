@@ -11,7 +11,7 @@ from typing import Any
 import httpx2
 import pytest
 import uvicorn
-from command_runs import ROOT
+from command_runs import ROOT, TIMEOUT
 from prometheus_client import Metric
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as open_metrics
 from prometheus_client.parser import text_string_to_metric_families as plain_text
@@ -23,6 +23,7 @@ from gemma_cli.edge.opening import Opening
 from gemma_cli.rag import MemoryTier, __version__
 from gemma_cli.rag.series import BOUNDS
 from gemma_cli.rag.verbs import TIMED
+from gemma_cli.server import metrics
 from gemma_cli.server.live import Live
 from gemma_cli.server.metrics import OTHER, metrics_endpoint
 
@@ -80,7 +81,7 @@ class Scraped:
 async def served(session: CliSession, *, live: bool = False) -> AsyncIterator[Scraped]:
     async with AsyncExitStack() as owned:
         opening = await owned.enter_async_context(Opening(session))
-        web = await owned.enter_async_context(httpx2.AsyncClient(trust_env=False))
+        web = await owned.enter_async_context(httpx2.AsyncClient(trust_env=False, timeout=TIMEOUT))
         app = Starlette(routes=[metrics_endpoint(opening)])
         if live:
             app.state.live = await owned.enter_async_context(Live(opening, interval=0.05))
@@ -92,6 +93,12 @@ async def served(session: CliSession, *, live: bool = False) -> AsyncIterator[Sc
             finally:
                 server.should_exit = True
                 await serving
+
+
+@pytest.fixture(autouse=True)
+def patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A scrape waits until the store has answered, however slow the machine."""
+    monkeypatch.setattr(metrics, "PATIENCE", TIMEOUT)
 
 
 @pytest.fixture
@@ -292,24 +299,33 @@ async def test_a_scrape_opens_the_store_and_loads_no_model(scraped: Scraped) -> 
     assert "gemma_rag_embedded_texts_total" not in scrape.names
 
 
-async def test_a_store_that_does_not_answer_is_down_and_the_scrape_answers(session: Callable[..., CliSession]) -> None:
+async def test_a_store_that_does_not_answer_is_down_and_the_scrape_answers(
+    session: Callable[..., CliSession], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """While a store hangs, scrapes say `store_up 0` and what they know of the process, and no second one knocks at the
     store meanwhile."""
-    waiting = 0
+    monkeypatch.setattr(metrics, "PATIENCE", 0.3)
+    waiting, knocked, let_go = 0, asyncio.Event(), asyncio.Event()
 
     async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         nonlocal waiting
         waiting += 1
-        await reader.read()
+        knocked.set()
+        await let_go.wait()
         waiting -= 1
         writer.close()
 
     async with await asyncio.start_server(silent, "127.0.0.1", 0) as server:
         url = f"redis://127.0.0.1:{server.sockets[0].getsockname()[1]}"
-        async with served(session(url, "[redis]\nconnection_timeout = 4\ntimeout = 4")) as scraped:
-            scrapes = await asyncio.gather(*(scraped() for _ in range(3)))
+        longer = f"[redis]\nconnection_timeout = {TIMEOUT}\ntimeout = {TIMEOUT}"
+        async with served(session(url, longer)) as scraped:
+            scrapes = [await scraped()]
+            await asyncio.wait_for(knocked.wait(), TIMEOUT)
+            scrapes += await asyncio.gather(*(scraped() for _ in range(3)))
             assert waiting == 1  # the store has not been given up
-            assert [task.get_name() for task in asyncio.all_tasks()].count("gemma-rag-scrape") == 1
+            [looking] = [task for task in asyncio.all_tasks() if task.get_name() == "gemma-rag-scrape"]
+            looking.cancel()  # or the end would wait until the store is given up
+            let_go.set()
     for scrape in scrapes:
         assert scrape["store_up"] == 0
         assert "gemma_rag_memories" not in scrape.names

@@ -59,7 +59,7 @@ def test_the_life_of_a_memory(url: str, notes: Path) -> None:
         assert (new["tier"], here) == ("long_term", f"{MEMORIES}/{new['id']}")
         memory = told(web.get(here))
         assert {name: memory[name] for name in given} == given
-        assert told(web.get(MEMORIES, params={"tags": ["home"], "limit": 1}))["next"] == new["id"]
+        assert told(web.get(MEMORIES, params={"tags": ["home"], "limit": 1}))["next"].endswith(new["id"])
 
         found = told(web.post("/api/v1/recall", json={"query": "Where is the spare key?", "explain": True}))
         assert [each["id"] for each in found["memories"]] == [new["id"]]

@@ -166,6 +166,55 @@ async def test_pages_follow_each_other(url: str) -> None:
         assert seen == [f"Note {n}" for n in (8, 6, 4, 2, 0)]
 
 
+async def test_a_page_may_end_at_what_is_gone(url: str) -> None:
+    """The last memory of a page may be removed before the next one is read; none is left out, none comes twice."""
+    async with in_process(url) as web:
+        batch = [{"content": f"Note {n}", "tier": "semantic"} for n in range(7)]
+        told(await web.post(f"{MEMORIES}/batch", json={"memories": batch}), 201)
+        seen: list[str] = []
+        asked: dict[str, Any] = {"limit": 2}
+        while "next" in (page := told(await web.get(MEMORIES, params=asked))):
+            seen += [memory["content"] for memory in page["memories"]]
+            told(await web.delete(f"{MEMORIES}/{page['memories'][-1]['id']}"))
+            asked["after"] = page["next"]
+        assert [*seen, *(memory["content"] for memory in page["memories"])] == [f"Note {n}" for n in range(6, -1, -1)]
+
+
+async def test_a_page_goes_on_after_an_id(url: str) -> None:
+    """The id of a memory that is there serves as `after` too; what looks like `next` and is no time does not."""
+    async with in_process(url) as web:
+        batch = [{"content": f"Note {n}", "tier": "semantic"} for n in range(3)]
+        ids = told(await web.post(f"{MEMORIES}/batch", json={"memories": batch}), 201)["ids"]
+        page = told(await web.get(MEMORIES, params={"after": ids[1]}))
+        assert [memory["id"] for memory in page["memories"]] == [ids[0]]
+        error = refused(await web.get(MEMORIES, params={"after": f"{'9' * 18}-{ids[1]}"}), 422)
+        assert error["message"].startswith("after: ")
+
+
+async def test_the_first_unknown_parameter_is_named(url: str) -> None:
+    """A query of very many names is not looked through to its end."""
+    async with in_process(url) as web:
+        error = refused(await web.get(f"{MEMORIES}?limit=1&{'&'.join(f'x{n}' for n in range(5_000))}"), 422)
+    assert error["message"] == "x0: no such parameter"
+
+
+async def test_another_models_store_is_not_ready(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the store holds another model's vectors, the server says so before the first recall fails; both are among
+    the described failures."""
+    async with in_process(url) as web:
+        told(await web.post(MEMORIES, json={"content": "x", "tier": "semantic"}), 201)
+        told(await web.get("/readyz"))
+    monkeypatch.setenv("GEMMA_RAG_EMBEDDING__DIMENSION", "64")
+    async with in_process(url) as web:
+        lacking = refused(await web.get("/readyz"), 503)
+        assert (lacking["code"], lacking["retryable"]) == ("not_ready", True)
+        assert lacking["message"].startswith("model: the store holds vectors of")
+        failed = refused(await web.post("/api/v1/recall", json={"query": "x"}), 409)
+        assert failed["code"] == "model_mismatch"
+        paths = told(await web.get("/openapi.json"))["paths"]
+        assert all("409" in paths[f"/api/v1/{name}"]["post"]["responses"] for name in ("recall", "why-not"))
+
+
 async def test_a_change_leaves_the_rest(url: str) -> None:
     """PATCH changes the members that are given, null empties those that may be empty, and a tier moves."""
     async with in_process(url) as web:

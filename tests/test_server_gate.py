@@ -15,6 +15,7 @@ from starlette.middleware import Middleware
 
 from gemma_cli.commands.session import CliSession
 from gemma_cli.edge.opening import Opening
+from gemma_cli.rag import InvalidInputError
 from gemma_cli.server import endpoint, page_files, rates
 from gemma_cli.server.access import CODE_SECONDS, MOST, SESSION_SECONDS, Access
 from gemma_cli.server.bodies import Body
@@ -78,6 +79,27 @@ def test_which_hosts_are_known(listens: str, host: str, known: bool) -> None:
     it. What a page's own name resolves to is never among them."""
     refusal = names(listens, ["memory.example"]).refusal(Headers({"host": host}))
     assert (refusal is None) == known
+
+
+@pytest.mark.parametrize("name", ["foo:8080", "http://bar", "bar/", "*.example", "a b", "", "bücher.example"])
+def test_a_name_that_no_request_can_bear_is_refused(name: str) -> None:
+    """What would never match is told at the start, and not by every request that it was meant for."""
+    with pytest.raises(InvalidInputError, match=r"allow_host: .* is no name of a host"):
+        names("127.0.0.1", [name])
+
+
+@pytest.mark.parametrize(
+    ("name", "host"),
+    [
+        ("Memory.Example.", "memory.example:8765"),
+        ("[2001:DB8::1]", "[2001:db8:0::1]:8765"),
+        ("192.168.0.7", "192.168.0.7"),
+        ("my_box", "MY_BOX"),
+    ],
+)
+def test_a_name_is_known_in_any_form(name: str, host: str) -> None:
+    """Capitals, a last dot and the ways to write an address make no other name."""
+    assert names("127.0.0.1", [name]).refusal(Headers({"host": host})) is None
 
 
 @pytest.mark.parametrize(
@@ -158,6 +180,14 @@ async def test_beside_the_table_the_token_is_asked_too(url: str) -> None:
         for path in ("/", "/page/nothing.js"):
             assert (await web.get(path)).status_code in (200, 404)
         assert (await web.get("/metrics", headers=BEARER)).status_code == 200
+
+
+@pytest.mark.parametrize("scheme", ["Bearer", "bearer", "BEARER", "Bearer "])
+async def test_the_scheme_has_no_case(scheme: str, url: str) -> None:
+    """`Bearer` may be written in any case (RFC 9110, 11.1)."""
+    async with in_process(url, token=TOKEN) as web:
+        told(await web.get("/api/v1/stats", headers={"Authorization": f"{scheme} {TOKEN}"}))
+        refused(await web.get("/api/v1/stats", headers={"Authorization": f"{scheme} {TOKEN}x"}), 401)
 
 
 async def test_a_browser_signs_in_and_out(url: str, clock: Clock) -> None:

@@ -28,11 +28,13 @@ from http_servers import (
     server,
     told,
 )
+from starlette.responses import Response
+from starlette.types import Scope
 
 from gemma_cli.commands.session import CliSession
 from gemma_cli.edge import connections, failures, listening
 from gemma_cli.edge.opening import Opening
-from gemma_cli.server import live_routes
+from gemma_cli.server import access, gate, live_routes
 from gemma_cli.server.app import create_app
 from gemma_cli.server.endpoint import TINY_BODY
 from gemma_cli.server.rates import Rate
@@ -258,6 +260,140 @@ async def test_who_holds_connections_keeps_nobody_out(url: str, monkeypatch: pyt
         assert await stream.readline() != b""
         for _, each in [*idle, (reader, writer), (stream, watching)]:
             each.close()
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        HEAD % (b"POST", b"/api/v1/session", HALF) + b"{",
+        HEAD % (b"POST", MEMORIES.encode(), HALF + f"Authorization: {BEARER['Authorization']}\r\n".encode()),
+        HEAD % (b"GET", b"/healthz", b"") * 2 + HEAD % (b"POST", b"/api/v1/session", HALF),
+    ],
+    ids=["without the token", "with the token", "after others"],
+)
+async def test_who_sends_slowly_keeps_nobody_out(sent: bytes, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A request whose body has not come makes room like a connection without a request; a stream does not."""
+    monkeypatch.setattr(connections, "MOST", 4)
+    async with served(url, monkeypatch) as here:
+        await here.client.aclose()
+        bearing = f"Authorization: {BEARER['Authorization']}\r\n".encode()
+        stream, watching = await here.connect(HEAD % (b"GET", STREAM.encode(), bearing))
+        assert await stream.readline() == b"HTTP/1.1 200 OK\r\n"
+        slow = [await here.connect(sent) for _ in range(8)]
+        assert b"timed_out" not in await ended(slow[0][0])
+        reader, writer = await here.connect(HEAD % (b"GET", b"/healthz", b"Connection: close\r\n"))
+        assert (await ended(reader)).startswith(b"HTTP/1.1 200")
+        assert await stream.readline() != b""
+        for _, each in [*slow, (reader, writer), (stream, watching)]:
+            each.close()
+
+
+async def test_an_answer_to_nobody_makes_room(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who bears no token keeps nobody out by not reading what needs none."""
+    monkeypatch.setattr(connections, "MOST", 2)
+    pages = HEAD % (b"GET", b"/page/style.css", b"") * 1_000
+    async with served(url, monkeypatch) as here:
+        await here.client.aclose()
+        deaf = [await here.connect(pages) for _ in range(4)]
+        await asyncio.sleep(10 * SOON)  # until as much is on its way as systems keep for one who does not read
+        reader, writer = await here.connect(HEAD % (b"GET", b"/healthz", b"Connection: close\r\n"))
+        assert (await ended(reader)).startswith(b"HTTP/1.1 200")
+        for _, each in [*deaf, (reader, writer)]:
+            each.close()
+
+
+@pytest.mark.parametrize(
+    ("path", "headers", "seconds"),
+    [("/mcp", BEARER, 0.2), (MEMORIES, BEARER, 0.2), ("/api/v1/session", {}, 0.1), ("/api/v1/session", BEARER, 0.2)],
+)
+async def test_a_body_has_its_time_on_every_path(
+    path: str, headers: dict[str, str], seconds: float, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever reads it, a body that does not come is given up with an answer, sooner where nobody has been let in."""
+    monkeypatch.setattr(gate, "BODY_SECONDS", 0.2)
+    monkeypatch.setattr(gate, "STRANGER_SECONDS", 0.1)
+
+    async def slowly() -> AsyncIterator[bytes]:
+        yield b"{"
+        await asyncio.sleep(PATIENCE)
+
+    accepted = {"Accept": "application/json, text/event-stream"}
+    async with in_process(url, token=TOKEN, mcp=True) as web:
+        error = refused(await web.post(path, content=slowly(), headers=JSON | accepted | headers), 503)
+    assert (error["code"], error["message"]) == ("timed_out", f"the body took longer than {seconds} s")
+
+
+async def test_what_takes_long_needs_no_time_for_its_body(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The time of a body is over with its end, and that of a request without one does not begin: a stream goes on."""
+    monkeypatch.setattr(gate, "BODY_SECONDS", 0.1)
+    async with served(url, monkeypatch) as here, here.client.stream("GET", STREAM) as stream:
+        lines = stream.aiter_lines()
+        samples = 0
+        async with asyncio.timeout(PATIENCE):
+            while samples < 2:  # a second lies between them
+                samples += await anext(lines) == "event: sample"
+
+
+async def test_the_end_of_a_session_ends_its_streams(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who signs out is told nothing more; another session's stream and that of the token go on."""
+    async with served(url, monkeypatch) as here:
+        here.client.headers.clear()
+        cookies = []
+        for _ in range(2):
+            signed = await here.client.post("/api/v1/session", json={"token": TOKEN})
+            cookies.append(signed.headers["set-cookie"].split(";")[0])
+        here.client.cookies.clear()
+        borne = [f"Cookie: {cookie}" for cookie in cookies] + [f"Authorization: {BEARER['Authorization']}"]
+        streams = [await here.connect(HEAD % (b"GET", STREAM.encode(), f"{each}\r\n".encode())) for each in borne]
+        for reader, _ in streams:
+            assert await reader.readline() == b"HTTP/1.1 200 OK\r\n"
+        gone = await here.client.delete("/api/v1/session", headers={"Cookie": cookies[0]})
+        assert gone.status_code == 204
+        async with asyncio.timeout(PATIENCE):
+            while line := await streams[0][0].readline():
+                if line == b"0\r\n":  # the last of a body in chunks: it has an end, and does not break off
+                    break
+            assert line == b"0\r\n"
+            for reader, _ in streams[1:]:
+                while b"event: sample" not in await reader.readline():
+                    pass
+                assert not reader.at_eof()
+        for _, writer in streams:
+            writer.close()
+
+
+@pytest.mark.parametrize("way", ["its time", "too many others", "its end"])
+async def test_a_leave_ends_with_its_session(way: str, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What waits for the end of a session is told of it, however it comes; the token's leave has none."""
+    monkeypatch.setattr(access, "MOST", 1)
+    doors = access.Access(TOKEN, clock)
+
+    def scope(**headers: str) -> Scope:
+        return {"type": "http", "headers": [(name.encode(), value.encode()) for name, value in headers.items()]}
+
+    response = Response()
+    doors.begin_session(response, scope())
+    session = scope(cookie=response.headers["set-cookie"].split(";")[0])
+    leave = doors.admits(session)
+    assert leave is not None
+    always = doors.admits(scope(authorization=BEARER["Authorization"]))
+    assert always is not None
+    waiting = [asyncio.create_task(doors.over(each)) for each in (leave, always)]
+    await asyncio.sleep(0)
+    assert not any(each.done() for each in waiting)
+    if way == "its time":
+        clock.tick(access.SESSION_SECONDS - SOON)
+        waiting.append(asyncio.create_task(doors.over(leave)))
+        await asyncio.wait_for(waiting[2], PATIENCE)
+    elif way == "its end":
+        doors.end_session(Response(), session)
+        await asyncio.wait_for(waiting[0], PATIENCE)
+    else:
+        doors.begin_session(Response(), scope())
+        await asyncio.wait_for(waiting[0], PATIENCE)
+    assert not waiting[1].done()
+    for each in waiting:
+        each.cancel()
 
 
 async def test_where_all_are_busy_the_new_one_goes(url: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -171,6 +171,18 @@ async def test_a_file_that_is_not_there_or_no_text_is_refused(backend, tmp_path)
             await backend.import_memories(tmp_path / name)
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
+async def test_a_pipe_is_refused_without_waiting(backend, tmp_path):
+    """A named pipe that nobody writes to holds up neither an import nor the reading of documents."""
+    pipe = tmp_path / "pipe.txt"
+    os.mkfifo(pipe)
+    with pytest.raises(DocumentError, match="is not a regular file"):
+        await backend.import_memories(pipe)
+    with pytest.raises(DocumentError, match="is not a regular file"):
+        await backend.ingest_document(pipe)
+    assert list(documents_in([tmp_path])) == []
+
+
 async def test_progress_of_an_import_ends_with_all_of_it(backend, tmp_path):
     """The last report counts every line, those left out included."""
     path = write(tmp_path / "all.jsonl", *(MEMORY | {"id": f"id{i % 2_000}"} for i in range(2_500)))

@@ -45,6 +45,7 @@ VERBS = {
     "all_memories": lambda b: b.all_memories(),
     "expiring_memories": lambda b: b.expiring_memories(60.0),
     "try_model": lambda b: b.try_model(),
+    "check_model": lambda b: b.check_model(),
     "cleanup_expired": lambda b: b.cleanup_expired(),
     "link_near_duplicates": lambda b: b.link_near_duplicates(),
     "near_duplicates": lambda b: b.near_duplicates(),

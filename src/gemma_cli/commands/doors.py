@@ -20,6 +20,14 @@ Roots = Annotated[
     list[Path] | None,
     typer.Option("--root", help="Directory whose documents agents may ingest; may be given more than once."),
 ]
+AllowedHosts = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--allow-host",
+        metavar="NAME",
+        help="Another name that clients know the server by, without a port; may be given more than once.",
+    ),
+]
 
 
 def directories(roots: list[Path] | None) -> list[Path]:

@@ -2,6 +2,7 @@
 
 import gc
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Final
 
@@ -10,6 +11,7 @@ import typer
 from gemma_cli.commands.doors import (
     DEFAULT_PORT,
     LOOPBACK,
+    AllowedHosts,
     Roots,
     check_token,
     directories,
@@ -44,6 +46,7 @@ def serve(
         str | None,
         typer.Option(envvar="GEMMA_RAG_MCP_TOKEN", help="What --http's clients must bear; better set the variable."),
     ] = None,
+    allow_host: AllowedHosts = None,
     root: Roots = None,
     connector: Annotated[
         bool, typer.Option("--connector", help="Only the reading pair search and fetch, as ChatGPT's connectors ask.")
@@ -54,11 +57,18 @@ def serve(
         if http or root or connector:
             raise typer.BadParameter("options of the server don't stand before another command")
         return
-    _run(context.obj, http, host, port, token, directories(root), connector)
+    _run(context.obj, http, host, port, token, allow_host or (), directories(root), connector)
 
 
 def _run(
-    session: CliSession, http: bool, host: str, port: int, token: str | None, roots: list[Path], connector: bool
+    session: CliSession,
+    http: bool,
+    host: str,
+    port: int,
+    token: str | None,
+    allowed_hosts: Sequence[str],
+    roots: list[Path],
+    connector: bool,
 ) -> None:
     import asyncio
 
@@ -81,7 +91,13 @@ def _run(
         show_warnings()
         if http:
             await serving.serve_http(
-                server, opening, host, port, token, lambda url: typer.echo(f"listening on {url}", err=True)
+                server,
+                opening,
+                host,
+                port,
+                token,
+                allowed_hosts,
+                lambda url: typer.echo(f"listening on {url}", err=True),
             )
         else:
             await serving.serve_stdio(server, opening)
@@ -121,18 +137,20 @@ def _arguments(session: CliSession, roots: list[Path]) -> list[str]:
     """The command line of the server: the options that hold here, paths made absolute."""
     from gemma_cli.rag import InvalidInputError
     from gemma_cli.rag.settings import masked_url
+    from gemma_cli.rag.stores import sqlite_path
 
     if session.url is not None and masked_url(session.url) != session.url:
         raise InvalidInputError(
             "url: holds a password, which has no place in a client's configuration; put the URL into your own "
             "(`gemma-rag config path`), and leave --url away"
         )
-    before = {"--url": session.url, "--namespace": session.namespace, "--config": session.config}
-    given = [
-        (option, str(value if option != "--config" else Path(value).resolve()))
-        for option, value in before.items()
-        if value is not None
-    ]
+    file = None if session.url is None else sqlite_path(session.url)
+    before = {
+        "--url": session.url if file is None else f"sqlite:///{file}",
+        "--namespace": session.namespace,
+        "--config": session.config and session.config.resolve(),
+    }
+    given = [(option, str(value)) for option, value in before.items() if value is not None]
     return [
         *(word for pair in given for word in pair),
         "mcp",

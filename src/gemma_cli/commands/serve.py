@@ -8,6 +8,7 @@ import typer
 from gemma_cli.commands.doors import (
     DEFAULT_PORT,
     LOOPBACK,
+    AllowedHosts,
     Roots,
     check_token,
     directories,
@@ -30,10 +31,7 @@ def serve(
         typer.Option(envvar="GEMMA_RAG_SERVER_TOKEN", help="What clients must bear; better set the variable."),
     ] = None,
     root: Roots = None,
-    allow_host: Annotated[
-        list[str] | None,
-        typer.Option("--allow-host", help="Another name that clients know the server by; may be given more than once."),
-    ] = None,
+    allow_host: AllowedHosts = None,
     open_: Annotated[bool, typer.Option("--open", help="Open the dashboard in the browser.")] = False,
     mcp: Annotated[bool, typer.Option("--mcp/--no-mcp", help="Serve MCP at /mcp as well.")] = True,
     rate: Annotated[

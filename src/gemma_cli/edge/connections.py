@@ -11,6 +11,8 @@ ASKING_SECONDS: Final = 10.0
 """From a new connection, or the first byte after an answer, to the end of a request's head."""
 STALLED_SECONDS: Final = 60.0
 """Without a byte taken by a client for which some are waiting."""
+ADMITTED: Final = "admitted"
+"""Key in the `state` of a request's scope: set to True by an application that has let the request in."""
 
 
 def most_connections() -> int:
@@ -24,20 +26,21 @@ def most_connections() -> int:
 
 
 class Connection(H11Protocol):
-    """uvicorn's, with limits that it has not. Where there are too many, the one that has waited longest without a
-    request makes room, so that who holds connections open keeps nobody out; where all are busy, the new one goes."""
+    """uvicorn's, with limits that it has not. Where there are too many, one makes room that holds no request which has
+    come whole and was let in, the one that has been so longest: who was not let in keeps nobody out, whatever they send
+    and however slowly. Where every other one holds such a request, the new one goes."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         self._most = most_connections()
-        self._idle_since = 0.0
+        self._since = 0.0
         self._asking: asyncio.TimerHandle | None = None
         self._stalled: asyncio.TimerHandle | None = None
         self._unsent = 0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as the base class
         super().connection_made(transport)
-        self._idle_since = self.loop.time()
+        self._since = self.loop.time()
         self._await_request()
         if len(self.connections) > self._most:
             self._make_room()
@@ -51,7 +54,7 @@ class Connection(H11Protocol):
             self._asking = None
 
     def on_response_complete(self) -> None:
-        self._idle_since = self.loop.time()
+        self._since = self.loop.time()
         super().on_response_complete()
 
     def pause_writing(self) -> None:
@@ -76,8 +79,13 @@ class Connection(H11Protocol):
         return self.cycle is None or self.cycle.response_complete  # type: ignore[redundant-expr]  # None at first
 
     @property
-    def _idle(self) -> bool:
-        return self._answered and not self.transport.get_write_buffer_size()
+    def _stays(self) -> bool:
+        """Whether it holds a request that has come whole and was let in, or part of its answer."""
+        if self._answered and not self.transport.get_write_buffer_size():
+            return False
+        if self.cycle is None:  # what waits to be sent says that this was no HTTP
+            return False  # type: ignore[unreachable]
+        return not self.cycle.more_body and ADMITTED in self.scope["state"]
 
     def _await_request(self) -> None:
         """What comes bit by bit gets no more time."""
@@ -93,8 +101,8 @@ class Connection(H11Protocol):
             self._stalled = self.loop.call_later(STALLED_SECONDS, self._look_again)
 
     def _make_room(self) -> None:
-        idle = [one for one in self.connections if isinstance(one, Connection) and one is not self and one._idle]
-        min(idle, key=lambda one: one._idle_since, default=self)._abort()
+        others = [one for one in self.connections if isinstance(one, Connection) and one is not self]
+        min((one for one in others if not one._stays), key=lambda one: one._since, default=self)._abort()
 
     def _abort(self) -> None:
         self.connections.discard(self)  # it is counted no longer; the loop tells of its end later

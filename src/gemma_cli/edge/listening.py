@@ -1,7 +1,7 @@
-"""Listening for HTTP on one address, from a bound socket to a clean end; who may ask."""
+"""Listening for HTTP on one address, from a bound socket to a clean end."""
 
 import asyncio
-import hmac
+import errno
 import ipaddress
 import signal
 import socket
@@ -26,7 +26,13 @@ def bound(host: str, port: int) -> Iterator[tuple[socket.socket, str]]:
     """A listening socket and its URL, without a path. Port 0: a free one. Raises OSError where the address can't be
     had."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.create_server((host, port), family=family) as listening:
+    try:
+        made = socket.create_server((host, port), family=family)
+    except OSError as error:
+        if error.errno != errno.EADDRINUSE:
+            raise
+        raise OSError(f"port {port} is taken, perhaps by another gemma-rag; --port 0 takes a free one") from error
+    with made as listening:
         # What it accepts inherits this. asyncio sets it only for sockets that name their protocol, and without it an
         # answer in two writes waits 40 ms for the client's delayed acknowledgement of the first.
         listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -79,11 +85,6 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
-
-
-def bears(authorization: bytes, token: str) -> bool:
-    """Whether an Authorization header holds the token; takes the same time wherever they differ."""
-    return hmac.compare_digest(authorization, f"Bearer {token}".encode())
 
 
 @contextmanager

@@ -1,9 +1,11 @@
 """What several doors do with a backend, beyond one call of it."""
 
 import asyncio
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final
 
 from gemma_cli.edge import results
@@ -19,6 +21,11 @@ TOGETHER: Final = 100
 """Memories removed at once."""
 EXAMPLES: Final = 5
 """Memories shown of those that a removal by filter would take."""
+BEGINNING: Final = datetime.min.replace(tzinfo=UTC)
+MICROSECOND: Final = timedelta(microseconds=1)
+CURSOR: Final = re.compile(r"(\d{18})-(.+)", re.DOTALL)
+"""What says where a page ended: microseconds from `BEGINNING` to the creation of its last memory, and the id of that,
+which may be gone when the next page is read."""
 
 
 def no_such(memory_id: str) -> Refusal:
@@ -61,7 +68,7 @@ class Selection:
 
         end = optional_moment("before", self.before)
         found: list[MemoryEntry] = []
-        after = None
+        after: MemoryEntry | None = None
         while True:
             page = await backend.list_memories(
                 self.tier, PAGE, after=after, tags=self.tags, actor=self.actor, session=self.session, pinned=False
@@ -69,7 +76,7 @@ class Selection:
             found += [entry for entry in page if end is None or entry.created_at < end]
             if len(page) < PAGE:
                 return found
-            after = page[-1].id
+            after = page[-1]
 
 
 async def forget(
@@ -136,14 +143,40 @@ async def store(backend: "PythonRAGBackend", tier: results.Tier, **given: Any) -
     )
 
 
+async def page(
+    backend: "PythonRAGBackend", tier: str | None, limit: int, after: str | None, **given: Any
+) -> results.Page:
+    """One page of a listing. Where it is full there may be a next one: its `next` is `after` then. The id of a memory
+    serves as well, as long as that is there."""
+    last = after if after is None else _last(after)
+    found = await backend.list_memories(tier, limit, after=last, **given)
+    return results.Page(memories=results.memories(found), next=_cursor(found[-1]) if len(found) == limit else None)
+
+
+def _cursor(entry: "MemoryEntry") -> str:
+    return f"{(entry.created_at - BEGINNING) // MICROSECOND:018d}-{entry.id}"
+
+
+def _last(after: str) -> "MemoryEntry | str":
+    """The last memory of a page, of which a listing needs no more than when it was created and its id."""
+    from gemma_cli.rag import MemoryEntry, MemoryTier
+
+    if (parts := CURSOR.fullmatch(after)) is None:
+        return after
+    try:
+        created = BEGINNING + int(parts[1]) * MICROSECOND
+    except OverflowError:  # no time, so no cursor
+        return after
+    return MemoryEntry(after, MemoryTier.WORKING, id=parts[2], created_at=created)
+
+
 async def recall(
-    backend: "PythonRAGBackend", query: str, tier: str | None, limit: int, max_tokens: int | None, **given: Any
+    backend: "PythonRAGBackend", query: str, tier: str | None, max_tokens: int | None, **given: Any
 ) -> results.Recollection:
-    """The best memories, `limit` at most; with a budget of tokens one text instead, and then `limit` says nothing."""
+    """The best memories; with a budget of tokens one text instead."""
     from gemma_cli.rag import render
 
-    wanted = limit if max_tokens is None else None
-    found = await backend.recall_memories(query, tier, wanted, max_tokens=max_tokens, **given)
+    found = await backend.recall_memories(query, tier, max_tokens=max_tokens, **given)
     sure = None if found.confidence is None else round(found.confidence, 3)
     if max_tokens is None:
         return results.Recollection(confidence=sure, memories=results.memories(found))

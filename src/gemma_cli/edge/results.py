@@ -11,6 +11,9 @@ if TYPE_CHECKING:
     from gemma_cli.rag import MemoryEntry
 
 TITLE_CHARS: Final = 80
+TOO_DEEP: Final = "(nested too deeply to be shown)"
+"""Stands for what lies deeper in metadata than may be stored now: pydantic, and so every answer that holds it, would
+fail at some 250 levels."""
 Tier = Literal["working", "short_term", "episodic", "long_term", "semantic"]
 
 
@@ -132,6 +135,8 @@ class Fetched(BaseModel):
 
 def memory(entry: "MemoryEntry") -> Memory:
     """The fields of an entry that tell something."""
+    from gemma_cli.rag.validation import MAX_METADATA_DEPTH
+
     return Memory(
         id=entry.id,
         content=entry.content,
@@ -143,7 +148,7 @@ def memory(entry: "MemoryEntry") -> Memory:
         actor=entry.actor,
         session=entry.session,
         tags=sorted(entry.tags) or None,
-        metadata=entry.metadata or None,
+        metadata=_shallow(entry.metadata, MAX_METADATA_DEPTH) or None,
         pinned=entry.pinned or None,
         access_count=entry.access_count or None,
         score=_short(entry.score),
@@ -164,6 +169,17 @@ def title(entry: "MemoryEntry") -> str:
             return named
     line = " ".join(entry.content.split())
     return line if len(line) <= TITLE_CHARS else f"{line[: TITLE_CHARS - 1]}…"
+
+
+def _shallow(value: Any, levels: int) -> Any:
+    """A JSON value without what is nested deeper than so many levels."""
+    if not isinstance(value, dict | list):
+        return value
+    if not levels:
+        return TOO_DEEP
+    if isinstance(value, dict):
+        return {name: _shallow(each, levels - 1) for name, each in value.items()}
+    return [_shallow(each, levels - 1) for each in value]
 
 
 def iso(time: datetime | None) -> str | None:

@@ -58,7 +58,8 @@ class Change:
 
     @property
     def needed(self) -> bool:
-        return self.before is None or json.loads(self.before or "{}") != json.loads(self.after)
+        before = (self.before or "").strip()
+        return not before or json.loads(before) != json.loads(self.after)
 
     def shown(self) -> str:
         """As a unified diff."""
@@ -90,6 +91,8 @@ def change(client: Client, name: str, arguments: list[str], path: Path | None = 
         before = path.read_text("utf-8-sig")
     except FileNotFoundError:
         before = None
+    except UnicodeDecodeError as error:
+        raise InvalidInputError(f"{path} is not text in UTF-8, and is left as it is ({error})") from error
     entry = {**(client.extra or {}), "command": sys.executable, "args": ["-m", "gemma_cli", *arguments]}
     whole = _object(path, before, f"{client.key}.{name}", entry)
     servers = whole.setdefault(client.key, {})

@@ -1,10 +1,8 @@
 """The MCP server: which tools and resources there are, and the one place where an error becomes an answer."""
 
-import asyncio
 import json
 import logging
-from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -14,6 +12,7 @@ from mcp.server.caching import CacheHint
 from mcp.server.mcpserver import Context, MCPServer
 from mcp.server.mcpserver.exceptions import ToolError
 from mcp.server.mcpserver.tools import Tool
+from mcp.server.mcpserver.utilities.func_metadata import FuncMetadata
 from mcp.shared.exceptions import MCPError
 from mcp_types import (
     INTERNAL_ERROR,
@@ -30,6 +29,7 @@ from gemma_cli.edge import results
 from gemma_cli.edge.failures import INTERNAL, INVALID_INPUT, NOT_FOUND, UNKNOWN_TOOL, Failure, failure
 from gemma_cli.edge.opening import Opening
 from gemma_cli.edge.operations import no_such, stats
+from gemma_cli.edge.schemas import slim
 from gemma_cli.mcp_server.tools import Tools
 
 logger = logging.getLogger("gemma_cli.mcp_server")
@@ -41,6 +41,8 @@ INSTRUCTIONS: Final = (
 LISTING: Final = CacheHint(ttl_ms=3_600_000, scope="public")
 """The tools stay the same while the server runs."""
 JSON: Final = "application/json"
+NESTED: Final = ("array", "object")
+"""What `type` is in the schema of an argument that no single text can be."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +86,7 @@ CONNECTOR: Final[dict[str, tuple[str, Hints]]] = {
 
 class MemoryServer(MCPServer[Any]):
     """roots: resolved directories that documents may be ingested from. connector: serve the pair `search` and `fetch`
-    alone, which only read. `idle` is set while no call is under way."""
+    alone, which only read."""
 
     def __init__(self, opening: Opening, roots: Sequence[Path] = (), *, connector: bool = False) -> None:
         methods = Tools(opening, roots)
@@ -102,10 +104,11 @@ class MemoryServer(MCPServer[Any]):
         )
         self._opening = opening
         self._arguments = {tool.name: frozenset(tool.parameters["properties"]) for tool in tools}
-        self._calls = 0
-        self.idle = asyncio.Event()
-        self.idle.set()
         self._add_resources()
+
+    async def run_streams(self, questions: Any, answers: Any) -> None:
+        """Serves one client on streams as those of the SDK until `questions` ends."""
+        await self._lowlevel_server.run(questions, answers, self._lowlevel_server.create_initialization_options())
 
     async def list_tools(self) -> list[ListedTool]:
         """As the SDK has it. A client that asks will call soon: the model begins to load."""
@@ -122,22 +125,10 @@ class MemoryServer(MCPServer[Any]):
         if unknown := sorted(set(arguments) - self._arguments[name]):
             known = ", ".join(sorted(self._arguments[name]))
             return _refused(Failure(INVALID_INPUT, f"{unknown[0]}: no such argument; {name} takes {known}"))
-        with self._under_way():
-            try:
-                return _compact(await super().call_tool(name, arguments, context))
-            except ToolError as error:
-                return _refused(self._told(error, name))
-
-    @contextmanager
-    def _under_way(self) -> Iterator[None]:
-        self._calls += 1
-        self.idle.clear()
         try:
-            yield
-        finally:
-            self._calls -= 1
-            if not self._calls:
-                self.idle.set()
+            return _compact(await super().call_tool(name, arguments, context))
+        except ToolError as error:
+            return _refused(self._told(error, name))
 
     def _told(self, error: ToolError, name: str) -> Failure:
         known = failure(error.__cause__)
@@ -170,15 +161,25 @@ class MemoryServer(MCPServer[Any]):
 
     async def _read(self, reading: Awaitable[BaseModel]) -> str:
         """What is read, as JSON. Errors become protocol errors, since a resource has no other way to tell one."""
-        with self._under_way():
-            try:
-                return results.compact(results.filled((await reading).model_dump(mode="json")))
-            except Exception as error:
-                known = failure(error)
-                if known is None:
-                    raise
-                code = INVALID_PARAMS if known.code in (NOT_FOUND, INVALID_INPUT) else INTERNAL_ERROR
-                raise MCPError(code=code, message=known.message, data=asdict(known)) from error
+        try:
+            return results.compact(results.filled((await reading).model_dump(mode="json")))
+        except Exception as error:
+            known = failure(error)
+            if known is None:
+                raise
+            code = INVALID_PARAMS if known.code in (NOT_FOUND, INVALID_INPUT) else INTERNAL_ERROR
+            raise MCPError(code=code, message=known.message, data=asdict(known)) from error
+
+
+class _Arguments(FuncMetadata):
+    """nested: the arguments that are lists or objects. Of the texts that arrive, the SDK reads as JSON what is JSON,
+    since some clients send lists so. Elsewhere that changes what was said: a filter "null" would be none."""
+
+    nested: list[str]
+
+    def pre_parse_json(self, data: dict[str, Any]) -> dict[str, Any]:
+        read = super().pre_parse_json({name: data[name] for name in self.nested if name in data})
+        return data | {name: value for name, value in read.items() if value is not None}
 
 
 def _tool(method: Callable[..., Any], name: str, hints: Hints) -> Tool:
@@ -186,35 +187,15 @@ def _tool(method: Callable[..., Any], name: str, hints: Hints) -> Tool:
     text = " ".join((method.__doc__ or "").split())
     tool = Tool.from_function(method, name, hints.title, text, annotations=hints.annotations())
     tool.parameters = slim(tool.parameters) | {"additionalProperties": False}
-    tool.fn_metadata.output_schema = slim(tool.fn_metadata.output_schema)
+    made = tool.fn_metadata
+    tool.fn_metadata = _Arguments(
+        arg_model=made.arg_model,
+        output_schema=slim(made.output_schema),
+        output_model=made.output_model,
+        wrap_output=made.wrap_output,
+        nested=[name for name, schema in tool.parameters["properties"].items() if schema.get("type") in NESTED],
+    )
     return tool
-
-
-def slim(schema: Any) -> Any:
-    """A JSON schema without titles that repeat names, and without the word that what may be left out may be null:
-    models read all of it with every prompt."""
-    if isinstance(schema, list):
-        return [slim(each) for each in schema]
-    if not isinstance(schema, dict):
-        return schema
-    whole = {name: value for name, value in schema.items() if not _idle(name, value)}
-    kinds = [kind for kind in whole.get("anyOf", ()) if kind != {"type": "null"}]
-    if len(kinds) == 1:
-        del whole["anyOf"]
-        whole = kinds[0] | whole
-    return {
-        name: {key: slim(each) for key, each in value.items()} if name in _BY_NAME else slim(value)
-        for name, value in whole.items()
-        if not _idle(name, value)
-    }
-
-
-_BY_NAME: Final = ("properties", "$defs")
-"""Members of a schema whose own members are named by users, "title" among them."""
-
-
-def _idle(name: str, value: Any) -> bool:
-    return (name == "title" and isinstance(value, str)) or (name == "default" and value is None)
 
 
 def _compact(result: CallToolResult | InputRequiredResult) -> CallToolResult | InputRequiredResult:
@@ -234,6 +215,7 @@ def _refused(failure: Failure) -> CallToolResult:
 
 
 def _version() -> str:
+    """From the installed package: the library, which has it too, is imported after the tools have been listed."""
     try:
         return version("gemma-rag")
     except PackageNotFoundError:  # run from a source tree that was never installed

@@ -9,25 +9,17 @@ from mcp.server.mcpserver import Context
 from pydantic import Field
 
 from gemma_cli.edge import results
+from gemma_cli.edge.bounds import RECALL_LIMIT, After, Budget, Content, Id, Label, Labels, Query, Share, When
 from gemma_cli.edge.failures import INVALID_INPUT, Refusal
 from gemma_cli.edge.opening import Opening
-from gemma_cli.edge.operations import Selection, consolidate, forget, no_such, recall, stats, store
+from gemma_cli.edge.operations import Selection, consolidate, forget, no_such, page, recall, stats, store
 from gemma_cli.edge.results import Tier
 from gemma_cli.edge.roots import allowed
 
 Call = Context[Any, Any]
 
-EXAMPLES: Final = 5
 SOURCES: Final = 10
 """Results of a connector's search, which names no number."""
-
-Content = Annotated[str, Field(min_length=1, max_length=100_000)]
-Id = Annotated[str, Field(min_length=1, max_length=512)]
-Label = Annotated[str, Field(min_length=1, max_length=512)]
-Labels = Annotated[list[Label], Field(max_length=50)]
-Query = Annotated[str, Field(min_length=1, max_length=4_000)]
-Share = Annotated[float, Field(ge=0, le=1)]
-When = Annotated[str, Field(max_length=64, description="ISO 8601")]
 
 
 class Tools:
@@ -70,7 +62,7 @@ class Tools:
     async def recall(
         self,
         query: Annotated[Query, Field(description="A question or a topic, in words.")],
-        limit: Annotated[int, Field(ge=1, le=50)] = 5,
+        limit: Annotated[int | None, Field(ge=1, le=50, description=RECALL_LIMIT)] = None,
         tier: Tier | None = None,
         tags: Annotated[Labels | None, Field(description="All of them.")] = None,
         actor: Label | None = None,
@@ -81,9 +73,7 @@ class Tools:
         min_confidence: Annotated[
             Share | None, Field(description="Rather nothing than less sure; 0.2 is mild.")
         ] = None,
-        max_tokens: Annotated[
-            int | None, Field(ge=1, le=100_000, description="Answer with one text of at most so many tokens.")
-        ] = None,
+        max_tokens: Budget | None = None,
         explain: bool = False,
     ) -> results.Recollection:
         """Find memories by meaning and words, best first. Call it before you answer anything that may depend on what
@@ -93,8 +83,8 @@ class Tools:
             await self._opening.backend(),
             query,
             tier,
-            limit,
             max_tokens,
+            limit=limit,
             tags=tags,
             min_importance=min_importance,
             since=since,
@@ -145,7 +135,7 @@ class Tools:
     async def list_memories(
         self,
         limit: Annotated[int, Field(ge=1, le=100)] = 20,
-        after: Annotated[Id | None, Field(description="`next` of the page before.")] = None,
+        after: After | None = None,
         tier: Tier | None = None,
         tags: Labels | None = None,
         actor: Label | None = None,
@@ -155,7 +145,8 @@ class Tools:
     ) -> results.Page:
         """Browse memories, newest first, page by page. Call it to show what is known in a tier, under a tag, from a
         person or in a session; to answer a question use recall."""
-        found = await (await self._opening.backend()).list_memories(
+        return await page(
+            await self._opening.backend(),
             tier,
             limit,
             after=after,
@@ -165,13 +156,11 @@ class Tools:
             pinned=pinned,
             min_importance=min_importance,
         )
-        return results.Page(memories=results.memories(found), next=found[-1].id if len(found) == limit else None)
 
     async def update_memory(
         self,
         memory_id: Id,
-        # A plain str: the SDK would read the text "[1]" as a list where another type is allowed as well.
-        content: Annotated[str, Field(max_length=100_000, description="The new text; empty: as it is.")] = "",
+        content: Annotated[Content | None, Field(description="The new text.")] = None,
         tier: Tier | None = None,
         importance: Share | None = None,
         tags: Annotated[Labels | None, Field(description="Replace those there are.")] = None,
@@ -186,7 +175,7 @@ class Tools:
         instead of storing a second one. A new tier starts that tier's lifetime. Answers with the memory as it is."""
         backend = await self._opening.backend()
         given = {
-            "content": content or None,
+            "content": content,
             "memory_type": tier,
             "importance": importance,
             "tags": tags,

@@ -122,7 +122,8 @@ def _export_file(path: str | os.PathLike[str], model: ModelIdentity | None) -> I
     except GemmaRagError:
         raise
     except (OSError, ValueError) as error:  # ValueError: a name that no file can have
-        raise DocumentError(f"{path!s} can't be written: {error}") from error
+        reason = error.strerror if isinstance(error, OSError) else None  # its text names the file written meanwhile
+        raise DocumentError(f"{path!s} can't be written: {reason or error}") from error
 
 
 def _exported(entry: MemoryEntry) -> dict[str, Any]:

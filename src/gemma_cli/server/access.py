@@ -1,17 +1,19 @@
 """Who may ask: the token, the cookie that stands for it in a browser, and the code that opens a browser."""
 
+import asyncio
 import hashlib
 import hmac
+import math
 import secrets
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field
 from typing import Final
 
 from starlette.datastructures import Headers
 from starlette.responses import Response
 from starlette.types import Scope
-
-from gemma_cli.edge.listening import bears
 
 SESSION_SECONDS: Final = 86_400.0
 """How long a browser stays signed in."""
@@ -22,11 +24,21 @@ MOST: Final = 1_000
 SECRET_BYTES: Final = 32
 
 
+@dataclass(frozen=True, slots=True)
+class Leave:
+    """Leave to ask `until` a time of the clock; `ended` is set where it is taken back before."""
+
+    until: float = math.inf
+    ended: asyncio.Event = field(default_factory=asyncio.Event)
+
+
 class Access:
     """token: what clients must bear; None: anybody may ask. clock: seconds that never go back."""
 
     def __init__(self, token: str | None, clock: Callable[[], float]) -> None:
         self._token = token
+        self._clock = clock
+        self._always = Leave()
         self._sessions = _Secrets(SESSION_SECONDS, clock)
         self._codes = _Secrets(CODE_SECONDS, clock)
 
@@ -34,14 +46,20 @@ class Access:
     def guarded(self) -> bool:
         return self._token is not None
 
-    def admits(self, scope: Scope) -> bool:
-        """Whether a request bears the token or belongs to a session."""
+    def admits(self, scope: Scope) -> Leave | None:
+        """The leave of a request that bears the token or belongs to a session; None: it has none."""
         if self._token is None:
-            return True
-        authorization = Headers(scope=scope).get("authorization", "")
-        if authorization.startswith("Bearer "):  # of another kind, it is meant for a proxy before this server
-            return bears(authorization.encode("latin-1"), self._token)
-        return any(map(self._sessions.has, _cookies(scope)))
+            return self._always
+        scheme, _, borne = Headers(scope=scope).get("authorization", "").partition(" ")
+        if scheme.lower() == "bearer":  # of another kind, it is meant for a proxy before this server
+            return self._always if self.knows(borne.strip()) else None
+        return next(filter(None, map(self._sessions.leave, _cookies(scope))), None)
+
+    async def over(self, leave: Leave) -> None:
+        """Waits until it ends."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(None if leave.until == math.inf else leave.until - self._clock()):
+                await leave.ended.wait()
 
     def knows(self, token: str) -> bool:
         """Whether it is the token, where there is one."""
@@ -80,20 +98,26 @@ class _Secrets:
     def __init__(self, seconds: float, clock: Callable[[], float]) -> None:
         self._seconds = seconds
         self._clock = clock
-        self._until: OrderedDict[bytes, float] = OrderedDict()
+        self._leaves: OrderedDict[bytes, Leave] = OrderedDict()
 
     def new(self) -> str:
         secret = secrets.token_urlsafe(SECRET_BYTES)
-        self._until[_hash(secret)] = self._clock() + self._seconds
-        if len(self._until) > MOST:
-            self._until.popitem(last=False)
+        self._leaves[_hash(secret)] = Leave(self._clock() + self._seconds)
+        if len(self._leaves) > MOST:
+            self._leaves.popitem(last=False)[1].ended.set()
         return secret
 
-    def has(self, secret: str) -> bool:
-        return self._until.get(_hash(secret), 0.0) > self._clock()
+    def leave(self, secret: str) -> Leave | None:
+        """What it gives; None: nothing, any more."""
+        found = self._leaves.get(_hash(secret))
+        return found if found is not None and found.until > self._clock() else None
 
     def use(self, secret: str) -> bool:
-        return self._until.pop(_hash(secret), 0.0) > self._clock()
+        """Whether it still held. It does no longer."""
+        if (held := self.leave(secret)) is not None:
+            held.ended.set()
+        self._leaves.pop(_hash(secret), None)
+        return held is not None
 
 
 def _hash(secret: str) -> bytes:

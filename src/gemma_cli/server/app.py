@@ -115,17 +115,14 @@ def _rate(wanted: float | None, host: str, clock: Callable[[], float]) -> Rate |
 def _mcp_app(opening: Opening, roots: Sequence[Path], host: str) -> Starlette | None:
     """The MCP server over the same backend; None without its SDK. Who may ask has been checked before."""
     try:
-        from mcp.server.transport_security import TransportSecuritySettings
+        from gemma_cli.mcp_server.serving import bare_app
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] not in ("mcp", "mcp_types"):
             raise
         return None
     from gemma_cli.mcp_server.server import MemoryServer
 
-    checked = TransportSecuritySettings(enable_dns_rebinding_protection=False)
-    return MemoryServer(opening, roots).streamable_http_app(
-        streamable_http_path=MCP_PATH, host=host, transport_security=checked
-    )
+    return bare_app(MemoryServer(opening, roots), host)
 
 
 def _description(*, guarded: bool) -> Route:

@@ -1,39 +1,19 @@
-"""What requests may hold. Bounds that need no backend are here; the rest is the backend's to check."""
+"""What requests may hold."""
 
 from typing import Annotated, Any, Final
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field
 
+from gemma_cli.edge import bounds
+from gemma_cli.edge.bounds import RECALL_LIMIT, WHOLE, After, Budget, Content, Id, Label, Labels, Query, Share
 from gemma_cli.edge.results import Tier
 
 MOST_LISTED: Final = 1_000
 MOST_TOGETHER: Final = 1_000
 """Memories in one batch, and ids in one removal."""
 
-SOME_TEXT: Final = r"\S"
-
-
-def _whole(value: object) -> object:
-    """JSON has one kind of number: 5.0 is the whole number 5."""
-    return int(value) if isinstance(value, float) and value.is_integer() else value
-
-
-Content = Annotated[str, Field(min_length=1, max_length=100_000, pattern=SOME_TEXT)]
-Id = Annotated[str, Field(min_length=1, max_length=512, pattern=SOME_TEXT)]
-Label = Annotated[str, Field(min_length=1, max_length=512, pattern=SOME_TEXT)]
-Labels = Annotated[list[Label], Field(max_length=50)]
-Query = Annotated[str, Field(min_length=1, max_length=4_000, pattern=SOME_TEXT)]
-Share = Annotated[float, Field(ge=0, le=1)]
-When = Annotated[
-    str,
-    Field(
-        min_length=1,
-        max_length=64,
-        description="ISO 8601; UTC unless it says otherwise.",
-        json_schema_extra={"anyOf": [{"format": "date-time"}, {"format": "date"}]},
-    ),
-]
-Limit = Annotated[int, Field(ge=1, le=MOST_LISTED), BeforeValidator(_whole)]
+When = Annotated[bounds.When, Field(json_schema_extra={"anyOf": [{"format": "date-time"}, {"format": "date"}]})]
+Limit = Annotated[int, Field(ge=1, le=MOST_LISTED), WHOLE]
 
 
 class Body(BaseModel):
@@ -51,7 +31,7 @@ class Parameters(BaseModel):
 class Listing(Parameters):
     tier: Tier | None = None
     limit: Limit = 50
-    after: Annotated[Id | None, Field(description="`next` of the page before.")] = None
+    after: After | None = None
     tags: Annotated[Labels | None, Field(description="All of them; repeat the parameter.")] = None
     actor: Label | None = None
     session: Label | None = None
@@ -85,7 +65,7 @@ class OneMemory(NewMemory):
 
 class Recall(Body):
     query: Query
-    limit: Limit = 5
+    limit: Annotated[Limit | None, Field(description=RECALL_LIMIT)] = None
     tier: Tier | None = None
     tags: Annotated[Labels | None, Field(description="All of them.")] = None
     actor: Label | None = None
@@ -95,11 +75,7 @@ class Recall(Body):
     min_importance: Share = 0.0
     min_similarity: Annotated[float | None, Field(ge=-1, le=1)] = None
     min_confidence: Annotated[Share | None, Field(description="Rather nothing than less sure; 0.2 is mild.")] = None
-    max_tokens: Annotated[
-        int | None,
-        Field(ge=1, le=100_000, description="Answer with one text of at most so many tokens."),
-        BeforeValidator(_whole),
-    ] = None
+    max_tokens: Budget | None = None
     explain: bool = False
     touch: Annotated[bool, Field(description="Count the recall as a use of what it finds.")] = True
     weights: Annotated[

@@ -87,7 +87,7 @@ class Endpoint:
         if self.query is not None:
             return (self.query.model_validate(_parameters(request, self.query)),)
         if unknown := next(iter(request.query_params), None):
-            raise Refusal(INVALID_INPUT, f"{unknown}: no such parameter")
+            raise _unknown(unknown)
         return ()
 
     def _response(self, answer: BaseModel | Response | None) -> Response:
@@ -122,16 +122,21 @@ async def _body(request: Request, most: int) -> bytes:
 def _parameters(request: Request, model: type[Parameters]) -> Mapping[str, Any]:
     """The query of a URL: lists where the model has them, else one value."""
     found: dict[str, Any] = {}
-    for name in request.query_params:
-        values = request.query_params.getlist(name)
+    for name, value in request.query_params.multi_items():
         field = model.model_fields.get(name)
-        if field is not None and _is_list(field.annotation):
-            found[name] = values
-        elif len(values) > 1:
+        if field is None:
+            raise _unknown(name)
+        if _is_list(field.annotation):
+            found.setdefault(name, []).append(value)
+        elif name in found:
             raise Refusal(INVALID_INPUT, f"{name}: was given more than once")
         else:
-            found[name] = values[0]
+            found[name] = value
     return found
+
+
+def _unknown(name: str) -> Refusal:
+    return Refusal(INVALID_INPUT, f"{name}: no such parameter")
 
 
 def _is_list(annotation: Any) -> bool:

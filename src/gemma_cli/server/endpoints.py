@@ -13,13 +13,15 @@ from gemma_cli.edge.failures import NOT_FOUND
 from gemma_cli.server import bodies, doors, memories, told, upkeep
 from gemma_cli.server.desk import Desk
 from gemma_cli.server.endpoint import LARGE_BODY, LONG, TINY_BODY, Call, Endpoint
-from gemma_cli.server.faults import CONFLICT, UNAUTHORIZED
+from gemma_cli.server.faults import CONFLICT, NOT_READY, UNAUTHORIZED
 
 V1: Final = "/api/v1"
 MEMORIES: Final = f"{V1}/memories"
 MEMORY: Final = f"{MEMORIES}/{{memory_id:path}}"
 NDJSON: Final = "application/x-ndjson"
-WRITING: Final = ("tier_full", "store_full", "model_mismatch")
+MEANING: Final = ("model_mismatch",)
+"""What may go wrong where something is found by its meaning."""
+WRITING: Final = ("tier_full", "store_full", *MEANING)
 """What may go wrong where something is stored."""
 
 ENDPOINTS: Final = (
@@ -78,9 +80,25 @@ ENDPOINTS: Final = (
         results.Memory,
         fails=(NOT_FOUND, CONFLICT, *WRITING),
     ),
-    Endpoint("POST", f"{V1}/recall", "Find by meaning and words", memories.recall, results.Recollection, bodies.Recall),
+    Endpoint(
+        "POST",
+        f"{V1}/recall",
+        "Find by meaning and words",
+        memories.recall,
+        results.Recollection,
+        bodies.Recall,
+        fails=MEANING,
+    ),
     Endpoint("POST", f"{V1}/search", "Find by words", memories.search, results.Found, bodies.Search),
-    Endpoint("POST", f"{V1}/why-not", "Why a memory was not found", memories.why_not, told.Verdict, bodies.WhyNot),
+    Endpoint(
+        "POST",
+        f"{V1}/why-not",
+        "Why a memory was not found",
+        memories.why_not,
+        told.Verdict,
+        bodies.WhyNot,
+        fails=MEANING,
+    ),
     Endpoint(
         "POST",
         f"{V1}/ingest",
@@ -123,10 +141,10 @@ ENDPOINTS: Final = (
     Endpoint(
         "GET",
         "/readyz",
-        "Whether the store answers and the model is loaded",
+        "Whether the store answers, and the model is loaded and fits it",
         doors.readiness,
         told.Health,
-        fails=("store_unavailable",),
+        fails=(NOT_READY,),
     ),
 )
 """Of two paths that match, the one that stands first counts."""

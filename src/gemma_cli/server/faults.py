@@ -64,8 +64,11 @@ PASSING: Final = frozenset({TOO_MANY, TOO_SLOW, NOT_READY, BUSY})
 RETRY_AFTER: Final = 1
 """Seconds after which a client may ask again, where nothing better is known."""
 
-BY_STATUS: Final = {404: NOT_FOUND, 405: WRONG_METHOD}
-"""The codes for what the router turns away."""
+BY_STATUS: Final = {
+    404: (NOT_FOUND, "there is nothing here"),
+    405: (WRONG_METHOD, "this address takes other methods; see Allow"),
+}
+"""Code and message for what the router turns away."""
 
 
 class Wait(Refusal):
@@ -88,9 +91,7 @@ def answer(error: BaseException) -> Response:
 
 
 def _refused(error: HTTPException) -> Refusal:
-    code = BY_STATUS.get(error.status_code, INVALID_INPUT)
-    text = "there is nothing here" if code == NOT_FOUND else "this address takes other methods; see Allow"
-    return Refusal(code, text)
+    return Refusal(*BY_STATUS.get(error.status_code, (INVALID_INPUT, error.detail)))
 
 
 def _headers(error: BaseException, known: Failure) -> dict[str, str]:

@@ -12,7 +12,8 @@ Server-sent events; the data of each is one line of JSON, times in ISO 8601, UTC
   null), `store` (`size_bytes`, `index_bytes`), `process` (`rss_mb`, `cpu_percent` of one core), `viewers`, and `error`
   while the store can't be read; its figures are the last known then. Caches and embedder count from the start.
 - `activity`, where something has happened: `events`, oldest first, and how many `more` there were before them. An
-  event: `time`, `kind` (see `activity.EventKind`), `id`, `tier`, `importance`; `from_tier` of a move; mostly `text`.
+  event: `time`, `kind` (see `activity.EventKind`), `id`, `tier`, `importance`; `from_tier` of a move; mostly `text`,
+  but no words in a `hello` that their memory does not hold any more because it was forgotten or changed.
 """
 
 import asyncio
@@ -26,8 +27,10 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self
 
 from gemma_cli.edge.failures import reason
-from gemma_cli.server.live_samples import ProcessMeter, Sampler, event_json, iso, tiers_json
+from gemma_cli.rag._version import __version__
+from gemma_cli.server.live_samples import ProcessMeter, Sampler, drop_old_words, event_json, iso, tiers_json
 from gemma_cli.server.live_viewers import STILL_THERE, Frame, Viewers, frame
+from gemma_cli.server.looks import Looks
 
 if TYPE_CHECKING:
     from gemma_cli.edge.opening import Opening
@@ -80,8 +83,7 @@ class Live:
         self._process = ProcessMeter()
         self._tiers: dict[str, Any] = {}
         self._task: asyncio.Task[None] | None = None
-        self._looking: asyncio.Task[Activity] | None = None
-        self._asked_at = 0.0
+        self._looks = Looks(self._look, "gemma-rag-live-look")
 
     async def __aenter__(self) -> Self:
         self._task = asyncio.create_task(self._run(), name="gemma-rag-live")
@@ -94,10 +96,7 @@ class Live:
         if self._task is not None:
             self._task.cancel()
             await asyncio.wait([self._task])
-        if self._looking is not None:
-            await asyncio.wait([self._looking], timeout=LAST_LOOK)
-            self._looking.cancel()
-            await asyncio.gather(self._looking, return_exceptions=True)
+        await self._looks.close(LAST_LOOK)
 
     def end(self) -> None:
         """Ends every stream at once, without waiting. Call it when the server is told to end: it waits for its
@@ -119,7 +118,7 @@ class Live:
             {
                 "time": iso(self._clock()),
                 "uptime_seconds": round(time.monotonic() - self._began, 3),
-                "version": _version(),
+                "version": __version__,
                 "interval_seconds": self._interval,
                 **self._about,
             }
@@ -163,18 +162,12 @@ class Live:
 
     async def _looked(self) -> "tuple[Activity | None, str | None]":
         """What the store has told in time, or why it has not."""
-        now = time.monotonic()
-        if self._looking is None:
-            self._asked_at = now
-            self._looking = asyncio.create_task(self._look(), name="gemma-rag-live-look")
-        looking = self._looking
-        await asyncio.wait([looking], timeout=PATIENCE * self._interval)
-        if not looking.done():
-            waited = time.monotonic() - self._asked_at
+        looked = await self._looks.within(PATIENCE * self._interval)
+        if looked is None:
+            waited = self._looks.waited
             return None, f"the store has not answered for {waited:.0f} s" if waited > SILENCE else None
-        self._looking = None
-        if (problem := looking.exception()) is None:
-            return looking.result(), None
+        if (problem := looked.exception()) is None:
+            return looked.result(), None
         return None, reason(problem, logger, "live_look_failed")
 
     async def _look(self) -> "Activity":
@@ -205,18 +198,10 @@ class Live:
         self._samples.append(data)
         self._send(frame("sample", data))
         if activity is not None and activity.events:
-            gone = {event.id for event in activity.events if event.kind == "forgotten"}
-            for earlier in self._events:
-                if earlier["id"] in gone:  # so are its words, wherever they still stand
-                    earlier.pop("text", None)
+            told = {event["id"] for event in self._events}
+            drop_old_words(self._events, (event_json(event) for event in activity.events if event.id in told))
             shown = [event_json(event) for event in activity.events[-EVENTS_KEPT:]]
             self._events.extend(shown)
             last = shown[-EVENTS_TOGETHER:]
             more = len(activity.events) - len(last)
             self._send(frame("activity", encoded({"events": last, "more": more})))
-
-
-def _version() -> str:
-    from gemma_cli.rag._version import __version__
-
-    return __version__

@@ -1,7 +1,7 @@
 """What a dashboard is told each second, as JSON values."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
@@ -32,6 +32,15 @@ def event_json(event: "MemoryEvent") -> Json:
     if event.importance is not None:
         found["importance"] = event.importance
     return found
+
+
+def drop_old_words(earlier: Iterable[Json], events: Iterable[Json]) -> None:
+    """Takes the text out of earlier events whose memory, as later ones tell, was forgotten or says something else now.
+    What faded or made room did so by itself; its words stay."""
+    now = {event["id"]: event.get("text") for event in events if event["kind"] not in ("faded", "evicted")}
+    for event in earlier:
+        if event["id"] in now and event.get("text") != now[event["id"]]:
+            event.pop("text", None)
 
 
 def tiers_json(activity: "Activity") -> Json:

@@ -11,17 +11,7 @@ from gemma_cli.server.endpoint import Call
 
 
 async def list_memories(call: Call, asked: bodies.Listing) -> results.Page:
-    found = await (await call.backend()).list_memories(
-        asked.tier,
-        asked.limit,
-        after=asked.after,
-        tags=asked.tags,
-        actor=asked.actor,
-        session=asked.session,
-        pinned=asked.pinned,
-        min_importance=asked.min_importance,
-    )
-    return results.Page(memories=results.memories(found), next=found[-1].id if len(found) == asked.limit else None)
+    return await operations.page(await call.backend(), **asked.model_dump())
 
 
 async def store_memory(call: Call, asked: bodies.OneMemory) -> results.Remembered:

@@ -16,6 +16,7 @@ from gemma_cli.rag.memory import TIERS, TierRules
 from gemma_cli.rag.monitoring import Snapshot
 from gemma_cli.rag.series import BOUNDS, Histogram
 from gemma_cli.rag.verbs import NEAR_DUPLICATES, TIMED, promotions
+from gemma_cli.server.looks import Looks
 
 try:
     from prometheus_client import CollectorRegistry
@@ -196,7 +197,7 @@ class Scrapes:
     def __init__(self, opening: "Opening") -> None:
         self._opening = opening
         self._backend: PythonRAGBackend | None = None
-        self._looking: asyncio.Task[BackendInfo | None] | None = None
+        self._looks = Looks(self._look, "gemma-rag-scrape")
         self._told = ""
         self._latest = _Latest()
         self._registry = CollectorRegistry()
@@ -206,10 +207,8 @@ class Scrapes:
     async def read(self, viewers: int | None = None) -> Reading:
         """What there is to tell within `PATIENCE` seconds. Opens the store where nobody has yet, since whether it
         answers is what a scrape asks; never loads the model."""
-        if self._looking is None or self._looking.done():
-            self._looking = asyncio.create_task(self._look(), name="gemma-rag-scrape")
-        done, _ = await asyncio.wait([self._looking], timeout=PATIENCE)
-        info = self._looking.result() if done else None
+        looked = await self._looks.within(PATIENCE, fresh=True)
+        info = None if looked is None else looked.result()
         backend = self._backend
         if backend is None:
             return Reading(viewers=viewers)

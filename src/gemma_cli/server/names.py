@@ -15,6 +15,8 @@ from gemma_cli.edge.failures import NOT_ALLOWED, Refusal
 from gemma_cli.edge.listening import is_loopback
 
 _HOST = re.compile(r"(\[[0-9a-fA-F:.]+\]|[^\[\]:/?#@\s]+)(?::\d{1,5})?")
+_NAME = re.compile(r"[a-z0-9_-]+(\.[a-z0-9_-]+)*")
+"""What clients can send as the name of a host: other letters arrive in ASCII (xn--...)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,20 +41,38 @@ class Names:
         matched = _HOST.fullmatch(host)
         if matched is None:
             return False
-        name = matched[1].strip("[]").lower().removesuffix(".")
-        if name in self.allowed:
-            return True
-        try:
-            address = ipaddress.ip_address(name)
-        except ValueError:
-            return False
-        return self.addresses or address.is_loopback
+        name = _plain(matched[1])
+        address = _address(name)
+        return name in self.allowed or (address is not None and (self.addresses or address.is_loopback))
 
 
 def names(host: str, others: Iterable[str]) -> Names:
-    """The names of a server that listens on `host`."""
-    allowed = {"localhost", host.lower(), *(other.lower().removesuffix(".") for other in others)}
+    """The names of a server that listens on `host`. Raises `InvalidInputError` for another one that no request could
+    call it by."""
+    allowed = {"localhost", _plain(host)}
+    for other in others:
+        name = _plain(other)
+        if _address(name) is None and not _NAME.fullmatch(name):
+            from gemma_cli.rag import InvalidInputError
+
+            raise InvalidInputError(
+                f"allow_host: {other!r} is no name of a host; give the name alone, without scheme and port"
+            )
+        allowed.add(name)
     return Names(frozenset(allowed), addresses=not is_loopback(host))
+
+
+def _plain(host: str) -> str:
+    """A name or an address in the one form that is compared."""
+    name = host.strip("[]").lower().removesuffix(".")
+    return str(_address(name) or name)
+
+
+def _address(name: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    try:
+        return ipaddress.ip_address(name)
+    except ValueError:
+        return None
 
 
 def _same(origin: str, host: str) -> bool:

@@ -3,20 +3,20 @@
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from http import HTTPStatus
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Final, Literal
 
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from gemma_cli.edge.failures import INTERNAL, INVALID_INPUT, NOT_ALLOWED
+from gemma_cli.edge.schemas import NULL, slim
+from gemma_cli.rag._version import __version__
 from gemma_cli.server import bodies, told
 from gemma_cli.server.endpoint import Endpoint
 from gemma_cli.server.faults import BUSY, NOT_JSON, STATUSES, TOO_LARGE, TOO_MANY, TOO_SLOW, UNAUTHORIZED
 
 Mode = Literal["validation", "serialization"]
 REF: Final = "#/components/schemas/{model}"
-NULL: Final = {"type": "null"}
 ANYWHERE: Final = (INVALID_INPUT, NOT_ALLOWED, TOO_MANY, INTERNAL, TOO_SLOW, "missing_extra")
 """Failures that any endpoint may have."""
 WITH_BODY: Final = (TOO_LARGE, NOT_JSON)
@@ -54,7 +54,7 @@ def describe(endpoints: Sequence[Endpoint], *, guarded: bool) -> dict[str, Any]:
         paths[path] = {"get": _stream(name, summary, media_type, guarded)}
     return {
         "openapi": "3.1.0",
-        "info": {"title": "gemma-rag", "version": _version(), "description": DESCRIPTION},
+        "info": {"title": "gemma-rag", "version": __version__, "description": DESCRIPTION},
         "paths": paths,
         "components": {
             "schemas": schemas,
@@ -80,26 +80,6 @@ def _schemas(endpoints: Iterable[Endpoint]) -> tuple[dict[str, Any], dict[str, A
         {name: schemas[name] for name in queries},
         names,
     )
-
-
-def slim(schema: Any, *, nulls: bool) -> Any:
-    """A schema without titles that repeat names. nulls: whether members may be null; in answers they are left out."""
-    if isinstance(schema, list):
-        return [slim(each, nulls=nulls) for each in schema]
-    if not isinstance(schema, dict):
-        return " ".join(schema.split()) if isinstance(schema, str) else schema
-    kept = {name: value for name, value in schema.items() if name != "title" or not isinstance(value, str)}
-    kinds = [kind for kind in kept.get("anyOf", ()) if kind != NULL]
-    if len(kinds) == 1 and (not nulls or "enum" not in kinds[0]):
-        del kept["anyOf"]
-        kept = kinds[0] | ({"type": [kinds[0]["type"], "null"]} if nulls else {}) | kept
-    return {
-        name: {key: slim(each, nulls=nulls) for key, each in value.items()}
-        if name == "properties"
-        else slim(value, nulls=nulls)
-        for name, value in kept.items()
-        if name != "default" or value is not None
-    }
 
 
 def _operation(
@@ -200,10 +180,3 @@ def _failed(status: int) -> dict[str, Any]:
     if status in (HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE):
         failed["headers"] = {"Retry-After": {"schema": {"type": "integer"}, "description": "Seconds."}}
     return failed
-
-
-def _version() -> str:
-    try:
-        return version("gemma-rag")
-    except PackageNotFoundError:  # run from the source
-        return "0"

@@ -42,7 +42,7 @@ class ForecastMove(BaseModel):
 
 
 class ForecastLoss(BaseModel):
-    """`missing`: what its relevance lacks to be kept by a promotion."""
+    """`missing`: what its relevance lacks to be kept by a promotion; 0: only room in the next tier."""
 
     memory: Memory
     expires_at: str
