@@ -14,6 +14,7 @@ import time
 import uuid
 from pathlib import Path
 from statistics import median
+from textwrap import shorten
 
 from gemma_cli.commands.demo import CONVERSATION, HANDBOOK, questions, shipped
 from gemma_cli.rag import MemoryConsolidator, PythonRAGBackend
@@ -57,9 +58,15 @@ async def ask(backend: PythonRAGBackend) -> None:
         print(f"\n{question.text}")
         for hit in hits:
             found = "✓" if question.answer in hit.content else " "
-            start_at = max(hit.content.find(question.answer) - 40, 0)
-            print(f"  {found} {hit.score:.3f} {' '.join(hit.content[start_at : start_at + 90].split())}")
+            print(f"  {found} {hit.score:.3f} {excerpt(hit.content, question.answer)}")
     print(f"\nOne recall by the second agent, question embedded (median): {1e3 * median(times):.1f} ms")
+
+
+def excerpt(text: str, around: str) -> str:
+    """Some words of a text, and the answer among them where it is there."""
+    text = " ".join(text.split())
+    start = text.rfind(" ", 0, max(text.find(around) - 40, 0) + 1) + 1
+    return ("… " if start else "") + shorten(text[start:], 90, placeholder=" …")
 
 
 async def remove(url: str, namespace: str) -> None:

@@ -1,6 +1,7 @@
 """How the tests run the command `gemma-rag`: in this process where only its answer matters, in one of its own where the
 process does."""
 
+import asyncio
 import io
 import json
 import logging
@@ -16,6 +17,7 @@ from unittest.mock import patch
 
 import gemma_cli
 from gemma_cli.cli import main
+from gemma_cli.rag import PythonRAGBackend
 
 ROOT: Final = Path(__file__).parent.parent
 PACKAGE_PARENT: Final = Path(gemma_cli.__file__).parent.parent
@@ -63,6 +65,17 @@ def call(*arguments: str | Path, stdin: bytes = b"") -> Outcome:
         logger.handlers[:], logger.level, logger.propagate = before
     assert isinstance(code, int), code
     return Outcome(code, out.getvalue(), err.getvalue())
+
+
+def make_store(url: str) -> None:
+    """An empty store: a command that only reads makes none where one is named."""
+
+    async def opened() -> None:
+        backend = PythonRAGBackend(url=url)
+        await backend.open(require_model=False)
+        await backend.close()
+
+    asyncio.run(opened())
 
 
 def environment(changes: Mapping[str, str] | None = None) -> dict[str, str]:

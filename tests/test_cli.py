@@ -4,17 +4,19 @@ import json
 import os
 import re
 import signal
+import socket
 import stat
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
 from contextlib import closing
+from datetime import datetime
 from pathlib import Path
 
 import apsw
 import pytest
-from command_runs import TIMEOUT, Outcome, call, environment, run_command
+from command_runs import TIMEOUT, Outcome, call, environment, make_store, run_command
 
 from gemma_cli.commands.session import ExitCode
 
@@ -29,6 +31,7 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     path = tmp_path / "memory.db"
     monkeypatch.setenv("GEMMA_RAG_URL", f"sqlite:///{path}")
     monkeypatch.setenv("GEMMA_RAG_EMBEDDING__PROVIDER", "hashing")
+    make_store(f"sqlite:///{path}")
     return path
 
 
@@ -74,24 +77,29 @@ def test_a_memory_outlives_the_process_and_is_found_by_its_meaning(tmp_path: Pat
     assert first.code == 0, first.stderr
     second = run_command("recall", "Which pet must see a vet?", "--json", cwd=tmp_path, env=model)
     assert second.code == 0, second.stderr
-    [hit] = second.json()
+    [hit] = second.json()["memories"]
     assert (hit["id"], hit["content"], hit["memory_type"]) == (first.stdout.strip(), "My dog Rex is ill.", "long_term")
     assert hit["score"] > 0
-    assert first.stderr == second.stderr == ""
+    assert first.stderr.startswith("kept until ")
+    assert second.stderr == ""
 
 
 def test_recall_gives_nothing_below_a_confidence(tmp_path: Path) -> None:
     """With --min-confidence and the real model, a question about something else finds nothing; what the memories speak
-    of is found, and the confidence is told on stderr."""
+    of is found, and the confidence is told: in the JSON, or else on stderr."""
     model = {"GEMMA_RAG_EMBEDDING__PROVIDER": "local"}
     assert run_command("remember", "My dog Rex is ill.", cwd=tmp_path, env=model).code == 0
     asked = ("--min-confidence", "0.3", "--json")
     found = run_command("recall", "Is my dog Rex ill?", *asked, cwd=tmp_path, env=model)
-    assert [hit["content"] for hit in found.json()] == ["My dog Rex is ill."]
-    assert found.stderr.startswith("confidence 0.")
+    assert [hit["content"] for hit in found.json()["memories"]] == ["My dog Rex is ill."]
+    assert 0.3 <= found.json()["confidence"] < 1
+    assert found.stderr == ""
     other = run_command("recall", "When is the tax return due?", *asked, cwd=tmp_path, env=model)
-    assert (other.code, other.json()) == (ExitCode.NOTHING_FOUND, [])
-    assert other.stderr.startswith("confidence 0.0")
+    assert (other.code, other.json()["memories"]) == (ExitCode.NOTHING_FOUND, [])
+    assert 0 < other.json()["confidence"] < 0.1
+    shown = run_command("recall", "When is the tax return due?", *asked[:2], cwd=tmp_path, env=model)
+    assert (shown.stdout, shown.stderr.splitlines()[1]) == ("", "nothing found")
+    assert shown.stderr.startswith("confidence 0.0")
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="there are neither pseudo-terminals nor a SIGINT to send")
@@ -169,6 +177,20 @@ def test_remember_reads_stdin(store: Path) -> None:
     assert call("get", outcome.json()["id"], "--json").json()["content"] == "Zwei Zeilen,\näöü."
 
 
+def test_remember_says_until_when(store: Path) -> None:
+    """What is not kept for good is told on stderr to end, or with --json as a field; of the rest nothing is said."""
+    outcome = call("remember", "one", "--tier", "working")
+    end = datetime.fromisoformat(call("get", outcome.stdout.strip(), "--json").json()["expires_at"])
+    assert f"kept until {end.astimezone():%Y-%m-%d %H:%M} unless" in outcome.message
+    assert "--tier semantic" in outcome.message
+    for options in (["--tier", "semantic"], ["--pin"]):
+        assert call("remember", "two", *options).stderr == ""
+    written = call("remember", "three", "--json")
+    assert (written.stderr, written.json()["tier"]) == ("", "short_term")
+    assert datetime.fromisoformat(written.json()["expires_at"]) > end
+    assert call("remember", "four", "-t", "semantic", "--json").json()["expires_at"] is None
+
+
 def test_stdin_that_is_no_text_is_refused(store: Path) -> None:
     """Bytes that are not UTF-8 store nothing, and the message says where they came from."""
     refused(call("remember", "-", stdin=b"\xff\xfe\x00"), "stdin", "not text")
@@ -211,20 +233,21 @@ def test_recall_says_why_a_memory_is_not_among_the_answers(store: Path) -> None:
     assert "found" in call("recall", "brass", "--why-not", first).stdout
     assert "min_importance 0.9" in call("recall", "brass", "--min-importance", "0.9", "--why-not", first).stdout
     assert "no word" in call("recall", "brass", "--weight", "meaning=0", "--why-not", second).stdout
+    assert call("recall", "brass", "--why-not", "nope").code == ExitCode.NOTHING_FOUND
 
 
 def test_recall_takes_weights(store: Path) -> None:
     """--weight changes what a signal counts for."""
     call("remember", "a brass lamp", "--importance", "0.1")
     call("remember", "an iron gate", "--importance", "1")
-    best = call("recall", "brass", "--weight", "importance=9", "--weight", "words=0", "--json").json()[0]
+    best = call("recall", "brass", "--weight", "importance=9", "--weight", "words=0", "--json").json()["memories"][0]
     assert best["content"] == "an iron gate"
 
 
 def test_recall_explains_itself(store: Path) -> None:
     """With --explain the parts of a score are shown, and add up to it."""
     remember()
-    [hit] = call("recall", "brass", "--explain", "--json").json()
+    [hit] = call("recall", "brass", "--explain", "--json").json()["memories"]
     assert sum(hit["explanation"].values()) == pytest.approx(hit["score"])
     assert "meaning" in call("recall", "brass", "--explain").stdout
 
@@ -243,7 +266,7 @@ def test_recall_prints_the_text_for_a_prompt(store: Path) -> None:
     )
     counts = {memory["id"]: memory["access_count"] for memory in call("list", "--json").json()}
     assert counts == {first: 1, second: 1, far: 0}
-    hits = call("recall", "brass lamp", "--max-tokens", "50", "--json", "--explain").json()
+    hits = call("recall", "brass lamp", "--max-tokens", "50", "--json", "--explain").json()["memories"]
     assert [hit["id"] for hit in hits] == [second, first]
     assert all(hit["score"] > 0 and hit["explanation"] for hit in hits)
 
@@ -252,7 +275,7 @@ def test_limit_beside_max_tokens_is_the_number_of_candidates(store: Path) -> Non
     """--limit bounds what is considered; without either option five memories are shown."""
     for number in range(7):
         remember(f"lamp number {number}")
-    assert len(call("recall", "lamp", "--json").json()) == 5
+    assert len(call("recall", "lamp", "--json").json()["memories"]) == 5
     assert call("recall", "lamp", "--max-tokens", "1000").stdout.count("lamp number") == 7
     assert call("recall", "lamp", "--max-tokens", "1000", "-n", "2").stdout.count("lamp number") == 2
 
@@ -269,7 +292,7 @@ def test_a_budget_that_nothing_fits_into_is_nothing_found(store: Path) -> None:
     remember()
     refused(call("recall", "brass", "--max-tokens", "2"), "within 2 tokens", code=ExitCode.NOTHING_FOUND)
     outcome = call("recall", "brass", "--max-tokens", "2", "--json")
-    assert (outcome.code, outcome.json()) == (ExitCode.NOTHING_FOUND, [])
+    assert (outcome.code, outcome.json()["memories"]) == (ExitCode.NOTHING_FOUND, [])
 
 
 def test_forget_removes_what_is_there_and_names_what_is_not(store: Path) -> None:
@@ -283,9 +306,13 @@ def test_forget_removes_what_is_there_and_names_what_is_not(store: Path) -> None
 def test_promote_moves_once(store: Path) -> None:
     """promote moves a memory; a second time there is nothing to move, and the exit code is 3."""
     memory_id = remember()
-    assert call("promote", memory_id, "semantic").code == 0
+    moved = call("promote", memory_id, "semantic")
+    assert (moved.code, moved.stdout, moved.message) == (0, "", "now in semantic, for good")
     assert call("get", memory_id, "--json").json()["memory_type"] == "semantic"
     refused(call("promote", memory_id, "semantic"), memory_id, code=ExitCode.NOTHING_FOUND)
+    assert re.fullmatch(
+        r"now in working, until \d{4}-\d\d-\d\d \d\d:\d\d", call("promote", memory_id, "working").message
+    )
 
 
 def test_a_namespace_is_a_wall(store: Path) -> None:
@@ -302,7 +329,8 @@ def test_a_namespace_is_a_wall(store: Path) -> None:
 def test_ingest_walks_a_directory_and_is_idempotent(documents: Path) -> None:
     """A directory's documents are stored, hidden and unknown files left out; again, nothing is added."""
     first = call("ingest", documents, "--json").json()
-    assert first == {"stored": {str(documents / "bees.md"): 1, str(documents / "deep/boat.txt"): 1}, "failed": {}}
+    added = {str(documents / "bees.md"): 1, str(documents / "deep/boat.txt"): 1}
+    assert first == {"stored": added, "failed": {}, "left_out": 2}
     assert call("ingest", documents, "--json").json()["stored"] == dict.fromkeys(first["stored"], 0)
     assert len(stored()) == 2
     (documents / "bees.md").write_text("# Bees\n\nThe bees have swarmed.\n")
@@ -333,6 +361,16 @@ def test_a_missing_extra_keeps_none_of_the_other_files_out(documents: Path, monk
     [message] = outcome.json()["failed"].values()
     assert "gemma-rag[docs]" in message
     assert len(stored()) == 2
+
+
+def test_ingest_says_what_becomes_of_it(documents: Path) -> None:
+    """stderr tells until when new chunks are kept, and how many files of a directory were no documents."""
+    (documents / ".git" / "objects").mkdir(parents=True)
+    (documents / ".git" / "objects" / "x").write_text("is none of a user's files")
+    assert re.match(r"2 files left out: .* kept until \d{4}-.*--tier semantic", call("ingest", documents).message)
+    again = call("ingest", documents)
+    assert again.message == "2 files left out: hidden, exports or no documents"
+    assert call("ingest", documents / "bees.md", "--tier", "semantic").stderr == ""
 
 
 def test_a_directory_without_documents_is_nothing_found(tmp_path: Path) -> None:
@@ -392,7 +430,8 @@ def test_reembed_goes_over_to_another_model(store: Path, monkeypatch: pytest.Mon
     monkeypatch.setenv("GEMMA_RAG_EMBEDDING__DIMENSION", "128")
     refused(call("recall", "brass"), "384", "128", "gemma-rag reembed", code=ExitCode.FAILED)
     assert call("list").code == 0
-    assert call("reembed").message == "1 memories embedded"
+    assert call("reembed").message == "1 memory embedded"
+    assert call("reembed").message == "1 memory embedded; the model is hashing, as before"
     assert call("recall", "brass").code == 0
     assert call("stats", "--json").json()["dimension"] == 128
 
@@ -410,7 +449,8 @@ def test_reembed_goes_over_to_another_model(store: Path, monkeypatch: pytest.Mon
         (["remember", "x", "--importance", "nan"], ["importance", "nan"]),
         (["remember", "x", "--metadata", "{"], ["--metadata", "not JSON"]),
         (["remember", "x", "--metadata", "[]"], ["--metadata", "not a JSON object"]),
-        (["remember", "x", "--at", "yesterday"], ["occurred_at", "yesterday", "ISO 8601"]),
+        (["remember", "x", "--at", "yesterday"], ["--at", "yesterday", "2024-05-07"]),
+        (["recall", "x", "--since", "2030"], ["--since", "'2030'", "at least the day"]),
         (["recall", ""], ["query", "empty"]),
         (["recall", "x", "--limit", "0"], ["limit", "0"]),
         (["recall", "x", "--limit", "many"], ["--limit"]),
@@ -454,6 +494,72 @@ def test_nothing_found_exits_with_3(arguments: list[str]) -> None:
     outcome = call(*arguments)
     refused(outcome, code=ExitCode.NOTHING_FOUND)
     assert re.search("nothing found|there is no memory", outcome.message)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        *(["recall", "x"], ["search", "x"], ["list"], ["get", NO_SUCH_ID], ["stats"], ["export", "x.jsonl"]),
+        *(["consolidate", "--plan"], ["chats", "list"], ["forget", NO_SUCH_ID], ["reembed"], ["top", "--once"]),
+    ],
+    ids=" ".join,
+)
+def test_no_store_is_made_by_looking_for_one(
+    arguments: list[str], store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A store that an option or a variable names must be there for whatever brings no memories."""
+    place = f"sqlite:///{tmp_path / 'no' / 'such.db'}"
+    there = sorted(tmp_path.iterdir())
+    refused(call("--url", place, *arguments), "there is no file", "such.db", code=ExitCode.STORE_UNREACHABLE)
+    monkeypatch.setenv("GEMMA_RAG_URL", place)
+    refused(call(*arguments), "there is no file", "such.db", code=ExitCode.STORE_UNREACHABLE)
+    assert sorted(tmp_path.iterdir()) == there
+
+
+def test_a_store_is_made_by_what_brings_memories_and_by_default(
+    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """remember, ingest and import make the store that is named; the one that is used by default may be missing."""
+    assert call("--url", "sqlite:///a/new.db", "remember", "x").code == 0
+    assert call("export", "all.jsonl").code == 0
+    assert call("--url", "sqlite:///b/new.db", "import", "all.jsonl").code == 0
+    (tmp_path / "a.md").write_text("text")
+    assert call("--url", "sqlite:///c/new.db", "ingest", "a.md").code == 0
+    assert len(list(tmp_path.glob("?/new.db"))) == 3
+    assert "WRONG  store: url: there is no file" in call("--url", "sqlite:///d.db", "doctor").stdout
+    monkeypatch.delenv("GEMMA_RAG_URL")
+    assert call("stats").code == 0
+
+
+def test_standard_streams_are_named_by_a_dash(store: Path, tmp_path: Path) -> None:
+    """`export -` writes to stdout and `import -` reads stdin, and a bad line is told as stdin's."""
+    remember("ä lamp", "--tier", "semantic")
+    written = run_command("export", "-", cwd=tmp_path)
+    assert (written.code, written.stderr) == (0, "1 memory written to stdout\n")
+    assert written.stdout.count("\n") == 2
+    url = f"sqlite:///{tmp_path / 'other.db'}"
+    read = run_command("--url", url, "import", "-", cwd=tmp_path, stdin=written.stdout)
+    assert (read.code, read.stdout, read.stderr) == (0, "", "1 memory imported from stdin\n")
+    assert call("--url", url, "list", "--json").json()[0]["content"] == "ä lamp"
+    bad = run_command("import", "-", cwd=tmp_path, stdin="[]\n")
+    assert (bad.code, bad.stderr) == (1, "error: stdin, line 1: expected a JSON object; nothing was imported\n")
+    assert not (tmp_path / "-").exists()
+
+
+def test_a_file_that_cant_be_written_is_named_as_it_was_given(store: Path, tmp_path: Path) -> None:
+    """The message of export has the name that was asked for, and none that is used meanwhile."""
+    outcome = call("export", tmp_path / "nope" / "x.jsonl")
+    assert outcome.code == ExitCode.FAILED
+    assert outcome.message == f"error: {tmp_path}/nope/x.jsonl can't be written: No such file or directory"
+
+
+@pytest.mark.parametrize("command", [["serve"], ["mcp", "--http"]])
+def test_a_port_that_is_taken_is_told(command: list[str], store: Path, tmp_path: Path) -> None:
+    """Who starts a second server learns which port is taken and what to do."""
+    with socket.create_server(("127.0.0.1", 0)) as holder:
+        port = str(holder.getsockname()[1])
+        outcome = run_command(*command, "--port", port, cwd=tmp_path)
+    refused(outcome, f"error: port {port} is taken", "--port 0", code=ExitCode.FAILED)
 
 
 @pytest.mark.parametrize("arguments", [["remember", "x"], ["recall", "x"], ["list"], ["stats"], ["export", "x.jsonl"]])

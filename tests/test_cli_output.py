@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import typer.main
-from command_runs import call, run_command, run_python
+from command_runs import call, make_store, run_command, run_python
 from rich.console import Console
 
 from gemma_cli.cli import app
@@ -39,6 +39,7 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     path = tmp_path / "memory.db"
     monkeypatch.setenv("GEMMA_RAG_URL", f"sqlite:///{path}")
     monkeypatch.setenv("GEMMA_RAG_EMBEDDING__PROVIDER", "hashing")
+    make_store(f"sqlite:///{path}")
     return path
 
 
@@ -90,10 +91,12 @@ def test_whatever_can_give_json_is_tested_above() -> None:
 
 
 @pytest.mark.parametrize("arguments", [["recall", "zebra"], ["search", "zebra"], ["list"]])
-def test_json_of_nothing_is_an_empty_list(arguments: list[str]) -> None:
+def test_json_of_nothing_has_an_empty_list(arguments: list[str]) -> None:
     """Where nothing is found, --json still gives a document, and the exit code is 3."""
     outcome = call(*arguments, "--json")
-    assert (outcome.json(), outcome.code) == ([], ExitCode.NOTHING_FOUND)
+    found = outcome.json()
+    assert (found["memories"] if arguments[0] == "recall" else found) == []
+    assert outcome.code == ExitCode.NOTHING_FOUND
 
 
 def test_json_of_memories_leaves_vectors_out_and_other_scripts_readable() -> None:
@@ -147,6 +150,29 @@ def test_a_narrow_terminal_still_shows_whole_ids(memory_id: str, monkeypatch: py
     assert memory_id in call("list").stdout.split()
 
 
+def test_a_narrow_terminal_leaves_the_text_its_width(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Below 100 columns the id stands below the text, which has the whole line."""
+    monkeypatch.setattr(output, "out", Console(highlight=False, width=80))
+    text = "The keeper polishes the brass on Wednesdays, and on Fridays he oils the door."
+    name = call("remember", text).stdout.strip()
+    assert call("list").stdout.splitlines() == [text, f"  short_term  {name}"]
+    lines = call("recall", "brass").stdout.splitlines()
+    assert (lines[0], lines[1].split()[1:]) == (text, ["short_term", name])
+
+
+def test_a_plan_has_no_empty_tables(memory_id: str, wide: None) -> None:
+    """Of what will not happen there is no heading; where nothing will, stdout is empty and stderr says so."""
+    call("promote", memory_id, "working")
+    shown = call("consolidate", "--plan").stdout
+    assert "would move up now" in shown
+    assert "nearly the same" not in shown
+    call("forget", memory_id)
+    for arguments in (["consolidate", "--plan"], ["consolidate"]):
+        nothing = call(*arguments)
+        assert (nothing.code, nothing.stdout) == (0, "")
+        assert "nothing to move" in nothing.message
+
+
 def test_no_stored_text_steers_the_terminal() -> None:
     """Escape sequences in a memory reach neither the tables nor a single memory's view."""
     memory_id = call("remember", "a\x1b[2J\x1b]52;c;AAAA\x07\x9b31mb", "--actor", "x\x1b[1m").stdout.strip()
@@ -178,7 +204,7 @@ def test_verbose_shows_events_on_stderr() -> None:
     """-v brings the library's events to stderr and changes nothing on stdout."""
     outcome = call("-v", "remember", "x", "--json")
     assert "hashing_embedder_in_use" in outcome.stderr
-    assert set(outcome.json()) == {"id"}
+    assert set(outcome.json()) == {"id", "tier", "expires_at"}
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="there are no pseudo-terminals")
@@ -192,7 +218,7 @@ def test_progress_shows_a_file_name_as_it_is(tmp_path: Path) -> None:
     assert outcome.code == 0, outcome
     bar, result = outcome.stdout.rsplit("1\t", 1)
     assert name in bar
-    assert result.strip() == name
+    assert result.splitlines()[0] == name
 
 
 # Help and completion

@@ -22,7 +22,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
-from command_runs import ROOT, TIMEOUT, Outcome, call, environment, run_command, run_python
+from command_runs import ROOT, TIMEOUT, Outcome, call, environment, make_store, run_command, run_python
 
 from gemma_cli.commands.top_stream import events
 from gemma_cli.commands.top_view import View
@@ -36,7 +36,9 @@ HOSTILE = "wipes \x1b[2J the screen \x07 and \u202e turns it"
 @pytest.fixture
 def url(tmp_path: Path) -> str:
     """A store of the test's own, named before each command."""
-    return f"sqlite:///{tmp_path / 'memory.db'}"
+    place = f"sqlite:///{tmp_path / 'memory.db'}"
+    make_store(place)
+    return place
 
 
 @pytest.fixture
@@ -207,11 +209,11 @@ def test_json_is_a_sample_a_line_until_interrupted(url: str, run: Any, tmp_path:
     assert (process.returncode, said) == (0, "")
 
 
-def test_a_reader_who_has_seen_enough_is_no_failure(url: str, tmp_path: Path) -> None:
-    """When the pipe is closed the command ends, with nothing said."""
+def seen_enough(directory: Path, *words: str) -> tuple[int, str]:
+    """How a command ends, and what it says, whose reader leaves after the first line."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "gemma_cli", "--url", url, "top", "--json", "--interval", "0.1"],
-        cwd=tmp_path,
+        [sys.executable, "-m", "gemma_cli", *words],
+        cwd=directory,
         env=environment(SETTINGS),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -223,7 +225,14 @@ def test_a_reader_who_has_seen_enough_is_no_failure(url: str, tmp_path: Path) ->
     process.stdout.close()
     said = process.stderr.read()
     process.stderr.close()
-    assert (process.wait(TIMEOUT), said) == (0, "")
+    return process.wait(TIMEOUT), said
+
+
+def test_a_reader_who_has_seen_enough_is_no_failure(url: str, tmp_path: Path) -> None:
+    """When the pipe is closed the command ends, with nothing said, whether it follows a store or a server."""
+    assert seen_enough(tmp_path, "--url", url, "top", "--json", "--interval", "0.1") == (0, "")
+    with serving(url, tmp_path) as server:
+        assert seen_enough(tmp_path, "top", "--json", "--server", server) == (0, "")
 
 
 def test_a_running_server_is_followed(url: str, run: Any, tmp_path: Path) -> None:
@@ -406,6 +415,34 @@ def test_a_hello_replaces_what_was_heard() -> None:
     for _ in range(2):
         view.take("hello", {"history": [sample(1)], "activity": [], "tiers": []})
     assert re.search(r"working\W+5\s+1\b", drawn(view, 80))
+
+
+def test_a_quiet_server_is_shown_quiet() -> None:
+    """Operations that ran within the minute, but not in its latest samples, show with a flat line of calls."""
+    view = View("here")
+    view.take("hello", {"history": [], "activity": [], "tiers": [], "version": "1"})
+    for second in range(60):
+        ran = {"recall_memories": {"count": 1, "errors": 0}} if second < 30 else {}
+        view.take("sample", sample(second, operations=ran))
+    assert "operation " + 20 * "\u2581" in drawn(view, 100)
+
+
+def test_words_that_are_no_longer_true_leave_the_frame() -> None:
+    """The words of what was forgotten or changed leave earlier events too, those of what faded stay; after a gap
+    nothing of before is shown."""
+    view = View("here")
+    event = {"time": "2026-01-01T00:00:00Z", "tier": "semantic", "importance": 0.5}
+
+    def told(*events: tuple[str, str, str | None], more: int = 0) -> str:
+        shown = [event | {"kind": kind, "id": name} | ({"text": text} if text else {}) for kind, name, text in events]
+        view.take("activity", {"events": shown, "more": more})
+        return drawn(view, 100)
+
+    told(*(("stored", str(number), f"words of {number}") for number in range(4)))
+    frame = told(("forgotten", "0", None), ("updated", "1", "other words"), ("evicted", "2", None))
+    for words, there in {"of 0": False, "of 1": False, "other": True, "of 2": True, "of 3": True}.items():
+        assert (words in frame) == there, words
+    assert "of 3" not in told(("stored", "4", "words of 4"), more=50)
 
 
 @pytest.mark.parametrize("columns", [20, 40, 80, 200])

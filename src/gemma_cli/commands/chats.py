@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from gemma_cli.commands.options import Json, Tags, Tier
+from gemma_cli.commands.options import Json, Tags, Tier, known_time
 from gemma_cli.commands.session import CliSession, ExitCode
 
 if TYPE_CHECKING:
@@ -19,7 +19,10 @@ app = typer.Typer(
     help="Import the chats that Claude and ChatGPT export, list them, write them out.", no_args_is_help=True
 )
 
-Namespace = Annotated[str | None, typer.Option("--namespace", help="As before the command.")]
+Namespace = Annotated[
+    str | None,
+    typer.Option("--namespace", help="Whose chats; overrides a --namespace given before `chats`."),
+]
 
 
 class Format(StrEnum):
@@ -35,7 +38,9 @@ def import_(
     context: typer.Context,
     file: Annotated[Path, typer.Argument(help="The zip, the folder it was unpacked into, or a conversations.json.")],
     tier: Tier = "episodic",
-    since: Annotated[str | None, typer.Option(help="Only messages from then on, e.g. 2025-01-01.")] = None,
+    since: Annotated[
+        str | None, typer.Option(help="Only messages from then on, e.g. 2025-01-01.", callback=known_time)
+    ] = None,
     latest: Annotated[bool, typer.Option("--latest", help="Where not all fit, the latest that do.")] = False,
     importance: Annotated[float, typer.Option("--importance", "-i", help="From 0 to 1.")] = 0.5,
     tag: Tags = None,
@@ -49,6 +54,7 @@ def import_(
     evicted: what the tier has no room for is refused, or with --latest left out."""
     from gemma_cli.commands.output import print_json, progress_bar
     from gemma_cli.integrations.chat_exports import import_chats
+    from gemma_cli.rag import StoreUnavailableError
 
     async def store(backend: "PythonRAGBackend") -> "ChatImport":
         with progress_bar(file.name) as progress:
@@ -64,7 +70,13 @@ def import_(
                 progress=progress,
             )
 
-    done = _session(context, namespace).ask(store, require_model=not dry_run)
+    opened = _session(context, namespace)
+    if dry_run:
+        try:
+            opened.check_there()
+        except StoreUnavailableError:  # everything would be new to it
+            opened = replace(opened, url="memory://")
+    done = opened.ask(store, require_model=not dry_run, creates=True)
     if as_json:
         print_json(done)
         return
@@ -74,10 +86,13 @@ def import_(
 
 def _report(done: "ChatImport") -> list[str]:
     """What was done and what becomes of it."""
+    from gemma_cli.commands.output import counted
+
     verb = "would be imported" if done.dry_run else "imported"
-    lines = [f"{done.new} messages {verb} into {done.tier} (of {done.messages} in {done.conversations} conversations)"]
+    conversations = counted(done.conversations, "conversation")
+    lines = [f"{counted(done.new, 'message')} {verb} into {done.tier} (of {done.messages:,} in {conversations})"]
     if done.there:
-        there = f"{done.there} were there already"
+        there = f"{done.there} {'was' if done.there == 1 else 'were'} there already"
         lines.append(f"{there}; {done.moved} of them moved up into {done.tier}" if done.moved else there)
     left_out = {**done.left_out, f"too many for {done.tier}": done.too_many, "before --since": done.earlier}
     if any(left_out.values()):
@@ -113,7 +128,13 @@ def _print_chats(chats: "list[Chat]") -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from gemma_cli.commands.output import ID_CHARS, one_line, out, visible
+    from gemma_cli.commands.output import ID_CHARS, WIDE, counted, one_line, out, print_listed, visible
+
+    if out.width < WIDE:
+        for chat in chats:
+            facts = (f"{chat.last.astimezone():%Y-%m-%d}", counted(chat.messages, "message"), chat.source or "")
+            print_listed(Text(one_line(chat.title)), [*filter(None, facts), visible(chat.session)])
+        return
 
     table = Table("last", "messages", "from", box=None, pad_edge=False)
     table.add_column("title", ratio=1, overflow="fold")

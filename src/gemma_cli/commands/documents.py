@@ -1,7 +1,11 @@
 """Commands for many memories at once: ingest, export, import."""
 
+import shutil
+import sys
+from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
@@ -10,6 +14,9 @@ from gemma_cli.commands.session import ExitCode
 
 if TYPE_CHECKING:
     from gemma_cli.rag import PythonRAGBackend
+
+
+STANDARD: Final = Path("-")
 
 
 def ingest(
@@ -24,12 +31,17 @@ def ingest(
 ) -> None:
     """Store documents as chunks. The same document again adds nothing; a changed one is brought up to date.
 
+    Of a directory, hidden files, exported memories and files of other types than documents are left out.
+
     Tier, tags and importance are those of chunks that are new; the others stay as they are."""
-    from gemma_cli.commands.output import print_json, progress_bar
+    from gemma_cli.commands.output import counted, print_json, progress_bar, shown_time
     from gemma_cli.rag.errors import CapacityError, DocumentError, MissingExtraError
     from gemma_cli.rag.ingestion import documents_in
+    from gemma_cli.rag.memory import MemoryTier, utc
 
-    async def store(backend: "PythonRAGBackend") -> tuple[dict[str, int], dict[str, str]]:
+    target = "long_term" if tier is None else tier
+
+    async def store(backend: "PythonRAGBackend") -> tuple[dict[str, int], dict[str, str], float | None]:
         stored: dict[str, int] = {}
         failed: dict[str, str] = {}
         for path in documents_in(paths):
@@ -37,7 +49,7 @@ def ingest(
                 try:
                     stored[str(path)] = await backend.ingest_document(
                         path,
-                        "long_term" if tier is None else tier,
+                        target,
                         chunk_size=chunk_size,
                         chunk_overlap=chunk_overlap,
                         importance=importance,
@@ -46,14 +58,20 @@ def ingest(
                     )
                 except (CapacityError, DocumentError, MissingExtraError) as error:
                     failed[str(path)] = str(error)  # the other files are as good as they were
-        return stored, failed
+        return stored, failed, backend.rules.policies[MemoryTier(target)].expiry(backend.now())
 
-    stored, failed = context.obj.ask(store)
+    stored, failed, expiry = context.obj.ask(store, creates=True)
+    left_out = _left_out(paths, {*stored, *failed})
     if as_json:
-        print_json({"stored": stored, "failed": failed})
+        print_json({"stored": stored, "failed": failed, "left_out": left_out})
     else:
         for name, chunks in stored.items():
             typer.echo(f"{chunks}\t{name}")
+        if left_out:
+            typer.echo(f"{counted(left_out, 'file')} left out: hidden, exports or no documents", err=True)
+        if expiry is not None and any(stored.values()):
+            kept = f"kept until {shown_time(utc(expiry))} unless they move up or are pinned"
+            typer.echo(f"{kept}; --tier semantic keeps them for good", err=True)
     for message in failed.values():
         typer.echo(f"error: {message}", err=True)
     if failed:
@@ -63,18 +81,55 @@ def ingest(
         raise typer.Exit(ExitCode.NOTHING_FOUND)
 
 
-def export_(context: typer.Context, path: Path) -> None:
+def _left_out(paths: list[Path], seen: set[str]) -> int:
+    """How many files of directories were passed over; what is in a hidden directory does not count."""
+
+    def counts(file: Path, top: Path) -> bool:
+        hidden = any(part.startswith(".") for part in file.relative_to(top).parts[:-1])
+        return not hidden and str(file) not in seen and file.is_file()
+
+    return sum(counts(file, top) for top in paths if top.is_dir() for file in top.rglob("*"))
+
+
+def export_(context: typer.Context, path: Annotated[Path, typer.Argument(help="File to write; - is stdout.")]) -> None:
     """Write every memory to a JSON Lines file, vectors included."""
-    count = context.obj.ask(lambda backend: backend.export_memories(path), require_model=False)
-    typer.echo(f"{count} memories written to {path}", err=True)
+    from gemma_cli.commands.output import counted
+
+    with ExitStack() as stack:
+        file = path
+        if path == STANDARD:  # what is written is whole or not there, on stdout too
+            file = Path(stack.enter_context(TemporaryDirectory(prefix="gemma-rag-"))) / "stdout"
+        count = context.obj.ask(lambda backend: backend.export_memories(file), require_model=False)
+        if path == STANDARD:
+            with file.open("rb") as written:
+                shutil.copyfileobj(written, sys.stdout.buffer)
+            sys.stdout.buffer.flush()
+    typer.echo(f"{counted(count, 'memory', 'memories')} written to {'stdout' if path == STANDARD else path}", err=True)
 
 
-def import_(context: typer.Context, path: Path) -> None:
+def import_(
+    context: typer.Context, path: Annotated[Path, typer.Argument(help="An exported file; - is stdin.")]
+) -> None:
     """Store the memories of an exported file; those that are there already are left as they are."""
-    from gemma_cli.commands.output import progress_bar
+    from gemma_cli.commands.output import counted, progress_bar
+    from gemma_cli.rag import DocumentError
 
     async def store(backend: "PythonRAGBackend") -> int:
-        with progress_bar(path.name) as progress:
-            return await backend.import_memories(path, progress=progress)
+        with progress_bar(file.name) as progress:
+            return await backend.import_memories(file, progress=progress)
 
-    typer.echo(f"{context.obj.ask(store)} memories imported from {path}", err=True)
+    with ExitStack() as stack:
+        file = path
+        if path == STANDARD:  # it is read twice: once for its faults
+            file = Path(stack.enter_context(TemporaryDirectory(prefix="gemma-rag-"))) / "stdin"
+            with file.open("wb") as given:
+                shutil.copyfileobj(sys.stdin.buffer, given)
+        try:
+            count = context.obj.ask(store, creates=True)
+        except DocumentError as error:
+            if path != STANDARD:
+                raise
+            raise type(error)(str(error).replace(str(file), "stdin")) from error
+    typer.echo(
+        f"{counted(count, 'memory', 'memories')} imported from {file.name if path == STANDARD else path}", err=True
+    )

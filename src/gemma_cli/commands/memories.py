@@ -17,6 +17,7 @@ from gemma_cli.commands.options import (
     Tier,
     complete_tier,
     known_tier,
+    known_time,
 )
 from gemma_cli.commands.session import ExitCode
 
@@ -25,18 +26,19 @@ if TYPE_CHECKING:
     from gemma_cli.rag.finding import Filters
 
 
-def _found(memories: "list[MemoryEntry]", as_json: bool, max_tokens: int | None = None) -> None:
-    """Shows memories, those under a budget as the text for a prompt; an empty answer is said on stderr and in the exit
-    code."""
-    from gemma_cli.commands.output import print_memories, print_prompt
+def _found(memories: "list[MemoryEntry]", as_json: bool) -> None:
+    """Shows memories; that there are none is said on stderr and in the exit code."""
+    from gemma_cli.commands.output import print_memories
 
-    if memories and max_tokens is not None and not as_json:
-        print_prompt(memories)
-    elif memories or as_json:
+    if memories or as_json:
         print_memories(memories, as_json=as_json)
     if not memories:
-        typer.echo("nothing found" if max_tokens is None else f"nothing found within {max_tokens} tokens", err=True)
-        raise typer.Exit(ExitCode.NOTHING_FOUND)
+        raise _nothing()
+
+
+def _nothing(within: str = "") -> typer.Exit:
+    typer.echo(f"nothing found{within}", err=True)
+    return typer.Exit(ExitCode.NOTHING_FOUND)
 
 
 def _no_such(memory_id: str) -> typer.Exit:
@@ -52,17 +54,19 @@ def remember(
     tag: Tags = None,
     actor: Actor = None,
     session: Session = None,
-    at: Annotated[str | None, typer.Option(help="When it happened, ISO 8601.")] = None,
+    at: Annotated[str | None, typer.Option(help="When it happened, ISO 8601.", callback=known_time)] = None,
     metadata: Annotated[str | None, typer.Option(help="A JSON object.")] = None,
     pin: Annotated[bool, typer.Option("--pin", help="Keep it from expiry and eviction.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Store one memory and print its id."""
+    """Store one memory and print its id; until when it is kept, where it is not for good, stands on stderr."""
+    from gemma_cli.commands.output import shown_time
+
     content = _stdin() if text == "-" else text
     extra = None if metadata is None else _json_object(metadata)
 
-    async def store(backend: "PythonRAGBackend") -> str:
-        return await backend.store_memory(
+    async def store(backend: "PythonRAGBackend") -> "tuple[str, MemoryEntry | None]":
+        memory_id = await backend.store_memory(
             content,
             "short_term" if tier is None else tier,
             importance,
@@ -73,9 +77,18 @@ def remember(
             occurred_at=at,
             pinned=pin,
         )
+        return memory_id, await backend.get_memory(memory_id)
 
-    memory_id = context.obj.ask(store)
-    typer.echo(json.dumps({"id": memory_id}) if as_json else memory_id)
+    memory_id, memory = context.obj.ask(store, creates=True)
+    end = None if memory is None or memory.pinned else memory.expires_at
+    if as_json:
+        where = {} if memory is None else {"tier": memory.tier, "expires_at": end and end.isoformat()}
+        typer.echo(json.dumps({"id": memory_id, **where}))
+        return
+    typer.echo(memory_id)
+    if end is not None:
+        kept = f"kept until {shown_time(end)} unless it moves up or is pinned"
+        typer.echo(f"{kept}; --tier semantic keeps it for good", err=True)
 
 
 def _stdin() -> str:
@@ -118,8 +131,8 @@ def recall(
     min_confidence: Annotated[
         float | None, typer.Option(help="Give nothing if the answer is right with less than this probability, 0 to 1.")
     ] = None,
-    since: Annotated[str | None, typer.Option(help="Happened then or later, ISO 8601.")] = None,
-    until: Annotated[str | None, typer.Option(help="Happened then or earlier, ISO 8601.")] = None,
+    since: Annotated[str | None, typer.Option(help="Happened then or later, ISO 8601.", callback=known_time)] = None,
+    until: Annotated[str | None, typer.Option(help="Happened then or earlier, ISO 8601.", callback=known_time)] = None,
     actor: Actor = None,
     session: Session = None,
     touch: Annotated[bool, typer.Option("--touch/--no-touch", help="Count this as an access.")] = True,
@@ -166,14 +179,30 @@ def recall(
         return await backend.why_not(query, why_not, tier, 5 if limit is None else limit, **filters, weights=weights)
 
     if why_not is None:
-        found = context.obj.ask(find)
-        if found.confidence and (min_confidence is not None or not as_json):  # stdout has the memories alone
-            typer.echo(f"confidence {found.confidence:.2f}", err=True)
-        _found(found, as_json, max_tokens)
+        _recalled(context.obj.ask(find), as_json, max_tokens)
     else:
         from gemma_cli.commands.output import print_verdict
 
-        print_verdict(context.obj.ask(ask_why), as_json=as_json)
+        verdict = context.obj.ask(ask_why)
+        print_verdict(verdict, as_json=as_json)
+        if verdict.stage == "missing":
+            raise typer.Exit(ExitCode.NOTHING_FOUND)
+
+
+def _recalled(found: "Recalled", as_json: bool, max_tokens: int | None) -> None:
+    """Shows an answer and how sure it is: as JSON both, otherwise the memories on stdout and that on stderr."""
+    from gemma_cli.commands.output import memory_json, print_json, print_memories, print_prompt
+
+    if found.confidence and not as_json:
+        typer.echo(f"confidence {found.confidence:.2f}", err=True)
+    if as_json:
+        print_json({"confidence": found.confidence, "memories": [memory_json(memory) for memory in found]})
+    elif found and max_tokens is None:
+        print_memories(found, as_json=False)
+    elif found:
+        print_prompt(found)
+    if not found:
+        raise _nothing("" if max_tokens is None else f" within {max_tokens} tokens")
 
 
 def _weight(text: str) -> tuple[str, float]:
@@ -262,7 +291,18 @@ def promote(
         str, typer.Argument(help=f"One of {', '.join(TIERS)}.", autocompletion=complete_tier, callback=known_tier)
     ],
 ) -> None:
-    """Move one memory into another tier; its lifetime there begins now."""
-    if not context.obj.ask(lambda backend: backend.promote_memory(memory_id, tier), require_model=False):
+    """Move one memory into another tier, up or down; its lifetime there begins now."""
+    from gemma_cli.commands.output import shown_time
+
+    async def move(backend: "PythonRAGBackend") -> "tuple[bool, MemoryEntry | None]":
+        return await backend.promote_memory(memory_id, tier), await backend.get_memory(memory_id)
+
+    moved, memory = context.obj.ask(move, require_model=False)
+    if not moved:
         typer.echo(f"there is no memory {memory_id}, or it is in {tier} already", err=True)
         raise typer.Exit(ExitCode.NOTHING_FOUND)
+    if memory is not None:
+        kept = memory.pinned or memory.expires_at is None
+        typer.echo(
+            f"now in {memory.tier}, {'for good' if kept else f'until {shown_time(memory.expires_at)}'}", err=True
+        )

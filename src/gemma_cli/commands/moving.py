@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from gemma_cli.commands.options import Json
-from gemma_cli.commands.session import ExitCode
+from gemma_cli.commands.session import ExitCode, check_file
 
 if TYPE_CHECKING:
     from gemma_cli.rag import Settings
@@ -69,39 +69,42 @@ async def _carried_out(
     from gemma_cli.rag.migration import Migration
 
     async with AsyncExitStack() as stack:
-        _check_there(ends[0][0])
-        source, target = [await stack.enter_async_context(_opened(*end, settings)) for end in ends]
+        check_file("from_url", ends[0][0])
+        source = await stack.enter_async_context(_opened(*ends[0], settings))
+        if _to_be_made(ends[1][0]) and not sum((await source.store.counts(time.time())).values()):
+            work = "preview"  # nothing to copy is no reason to make a store
+        target = await stack.enter_async_context(_opened(*ends[1], settings, make=work == "run"))
         rules = settings.memory.tier_rules()
         migration = Migration(source, target, rules, time.time, terms=terms, bar=progress_bar)
         report: Report = await getattr(migration, work)()
         return report
 
 
-def _check_there(url: str) -> None:
-    """A store in a file would be made by opening it, and a mistyped one be found empty."""
-    from gemma_cli.rag import StoreUnavailableError
+def _to_be_made(url: str) -> bool:
     from gemma_cli.rag.stores import sqlite_path
 
     path = sqlite_path(url)
-    if path is not None and not path.exists():
-        raise StoreUnavailableError(f"from_url: there is no file {path}")
+    return path is not None and not path.exists()
 
 
 @asynccontextmanager
-async def _opened(url: str, namespace: str, settings: "Settings") -> AsyncIterator["Place"]:
+async def _opened(url: str, namespace: str, settings: "Settings", *, make: bool = False) -> AsyncIterator["Place"]:
+    """make: write a file where there is none; otherwise an empty store in memory stands for it."""
     from gemma_cli.rag import InvalidInputError
     from gemma_cli.rag import validation as check
     from gemma_cli.rag.migration_report import Place
     from gemma_cli.rag.settings import masked_url
-    from gemma_cli.rag.stores import create_store
+    from gemma_cli.rag.stores import create_store, sqlite_path
 
     if url.startswith("memory:"):
         raise InvalidInputError("url: memory:// lasts as long as its process, so nothing can move from or to it here")
     url = settings.redis.redis_url() if url == "redis" else check.text("url", url)
-    store = create_store(url, check.label("namespace", namespace), settings)
+    stands_in = not make and _to_be_made(url)
+    store = create_store("memory://" if stands_in else url, check.label("namespace", namespace), settings)
     await store.open()
     try:
-        yield Place(store, masked_url((await store.info()).url), namespace)
+        shown = f"sqlite:///{sqlite_path(url)}" if stands_in else masked_url((await store.info()).url)
+        yield Place(store, shown, namespace)
     finally:
         await store.close()
 
@@ -133,14 +136,16 @@ def _counts(work: "Work") -> Iterator[tuple[str, int]]:
 
 
 def _remarks(report: "Report", work: str) -> Iterator[str]:
+    from gemma_cli.commands.output import counted
+
     source = report.source
     if not source.memories:
         yield f"{source.url} holds no memory in the namespace {source.namespace}"
         return
     if report.kept:
-        yield f"{report.kept:,} memories that both hold were left as the new store has them"
+        yield f"left as the new store has it, of what both hold: {counted(report.kept, 'memory', 'memories')}"
     if report.others:
-        yield f"{report.others:,} memories are in the new store alone"
+        yield f"in the new store alone: {counted(report.others, 'memory', 'memories')}"
     for tier, excess in report.crowded.items():
         yield (
             f"{tier} is {excess:,} above [memory] {tier}_capacity: raise it, or the first memory stored there "

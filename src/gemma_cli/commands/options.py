@@ -1,5 +1,6 @@
 """Options that several commands share."""
 
+from datetime import datetime
 from typing import Annotated, Final
 
 import typer
@@ -15,6 +16,18 @@ def known_tier(value: str | None) -> str | None:
     """Checked here, so that the message names what the user typed and not the library's argument."""
     if value is not None and value not in TIERS:
         raise typer.BadParameter(f"{value!r} is no tier; use one of {', '.join(TIERS)}")
+    return value
+
+
+def known_time(value: str | None) -> str | None:
+    """Likewise."""
+    if value is not None:
+        try:
+            datetime.fromisoformat(value)
+        except ValueError:
+            raise typer.BadParameter(
+                f"{value!r} is no time; write at least the day, as in 2024-05-07 or 2024-05-07T18:30:00Z"
+            ) from None
     return value
 
 

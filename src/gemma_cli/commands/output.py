@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from gemma_cli.rag import MemoryEntry, Plan, WhyNot
 
 ID_CHARS: Final = 36
+WIDE: Final = 100
+"""Columns from which an id has room beside a text."""
 SHOWN_CHARS: Final = 400
 """Characters of a memory in a table: a chunk of a document would fill the screen."""
 
@@ -56,6 +58,11 @@ def print_memories(memories: "Sequence[MemoryEntry]", *, as_json: bool) -> None:
     if as_json:
         print_json([memory_json(memory) for memory in memories])
         return
+    if out.width < WIDE:
+        for memory in memories:
+            score = [] if memory.score is None else [f"{memory.score:.3f}"]
+            print_listed(_described(memory), [*score, memory.tier.value, memory.id])
+        return
     scored = any(memory.score is not None for memory in memories)
     table = Table(box=None, pad_edge=False)
     if scored:
@@ -67,6 +74,12 @@ def print_memories(memories: "Sequence[MemoryEntry]", *, as_json: bool) -> None:
         cells = [_described(memory), Text(memory.tier.value), Text(memory.id)]
         table.add_row(*([f"{memory.score:.3f}"] if scored else []), *cells)
     out.print(table)
+
+
+def print_listed(text: Text, facts: Sequence[str]) -> None:
+    """A text over the whole width, for a pipe on one line, and below it what else there is, unbroken."""
+    out.print(text, soft_wrap=not out.is_terminal)
+    out.print(Text("  " + "  ".join(facts), style="dim"), soft_wrap=True)
 
 
 def print_prompt(memories: "Sequence[MemoryEntry]") -> None:
@@ -86,6 +99,16 @@ def _described(memory: "MemoryEntry") -> Text:
         parts = " + ".join(f"{name} {value:.3f}" for name, value in memory.explanation.items())
         text.append(f"\n= {parts}", style="dim")
     return text
+
+
+def shown_time(moment: datetime) -> str:
+    """In the user's own time, to the minute."""
+    return f"{moment.astimezone():%Y-%m-%d %H:%M}"
+
+
+def counted(number: int, one: str, many: str = "") -> str:
+    """A number of things: "1 memory", "1,200 memories". many: where it is not just an s more."""
+    return f"{number:,} {one if number == 1 else many or f'{one}s'}"
 
 
 def shorten(text: str) -> str:
@@ -134,22 +157,36 @@ def print_facts(facts: Mapping[str, Any]) -> None:
 
 
 def print_plan(plan: "Plan") -> None:
-    """What would move and what will be forgotten, and why."""
+    """What would move and what will be forgotten, and why; of which there is none is left out."""
+    if plan.moves:
+        _print_moves(plan)
+    if plan.losses:
+        _print_losses(plan)
+    if plan.duplicates:
+        out.print("say nearly the same, by cosine, the newer one first:", style="italic")
+    for link in plan.duplicates:
+        out.print(Text(f"{link.similarity:.3f}  {link.first}  {link.second}"), soft_wrap=True)
+
+
+def _print_moves(plan: "Plan") -> None:
     moves = Table("relevance", "memory", "from", "to", box=None, pad_edge=False, title="would move up now")
     for move in plan.moves:
         row = (f"{move.relevance:.3f}", Text(_short(move.memory.content)), move.from_tier, move.to_tier)
         moves.add_row(*row)
-    losses = Table("expires", "memory", "tier", "lacks", box=None, pad_edge=False)
+    out.print(moves)
+
+
+def _print_losses(plan: "Plan") -> None:
+    losses = Table("expires", "memory", "tier", "lacks, to move up", box=None, pad_edge=False)
     losses.title = f"will be forgotten within {plan.days:g} days"
     for loss in plan.losses:
-        when = loss.expires_at.astimezone().strftime("%Y-%m-%d %H:%M")
-        losses.add_row(when, Text(_short(loss.memory.content)), loss.memory.tier.value, f"{loss.missing:.3f}")
-    duplicates = Table("cosine", "newer", "older", box=None, pad_edge=False, title="say nearly the same")
-    for link in plan.duplicates:
-        duplicates.add_row(f"{link.similarity:.3f}", link.first, link.second)
-    out.print(moves)
+        losses.add_row(
+            shown_time(loss.expires_at),
+            Text(_short(loss.memory.content)),
+            loss.memory.tier.value,
+            f"{loss.missing:.3f}",
+        )
     out.print(losses)
-    out.print(duplicates)
 
 
 def _short(text: str, chars: int = 60) -> str:

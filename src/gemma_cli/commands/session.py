@@ -39,11 +39,22 @@ class CliSession:
 
         return load_settings(config=self.config)
 
+    def check_there(self) -> None:
+        """Raises `StoreUnavailableError` where the option or a variable names a file that is not there: opening it
+        would make it, and a mistyped one be found empty. The store of a configuration file may be yet to come."""
+        settings = self.settings()
+        if self.url is not None:
+            check_file("url", self.url)
+        elif settings.origins["store.url"].startswith("environment "):
+            check_file("url", settings.store.url)
+
     @asynccontextmanager
-    async def backend(self, *, require_model: bool = True) -> AsyncIterator["PythonRAGBackend"]:
-        """An open backend, closed afterwards whatever happens."""
+    async def backend(self, *, require_model: bool = True, creates: bool = False) -> AsyncIterator["PythonRAGBackend"]:
+        """An open backend, closed afterwards whatever happens. creates: whether a store that is named may be new."""
         from gemma_cli.rag import PythonRAGBackend
 
+        if not creates:
+            self.check_there()
         backend = PythonRAGBackend(url=self.url, namespace=self.namespace, settings=self.settings())
         await backend.open(require_model=require_model)
         try:
@@ -51,16 +62,32 @@ class CliSession:
         finally:
             await backend.close()
 
-    def ask(self, work: "Callable[[PythonRAGBackend], Coroutine[Any, Any, T]]", *, require_model: bool = True) -> T:
-        """The result of `work` on an open backend."""
+    def ask(
+        self,
+        work: "Callable[[PythonRAGBackend], Coroutine[Any, Any, T]]",
+        *,
+        require_model: bool = True,
+        creates: bool = False,
+    ) -> T:
+        """The result of `work` on an open backend; see `backend`."""
 
         import asyncio
 
         async def asked() -> T:
-            async with self.backend(require_model=require_model) as backend:
+            async with self.backend(require_model=require_model, creates=creates) as backend:
                 return await work(backend)
 
         return asyncio.run(asked())
+
+
+def check_file(name: str, url: str) -> None:
+    """Raises `StoreUnavailableError` where a URL stands for a file that is not there. name: who gave it."""
+    from gemma_cli.rag import StoreUnavailableError
+    from gemma_cli.rag.stores import sqlite_path
+
+    path = sqlite_path(url)
+    if path is not None and not path.exists():
+        raise StoreUnavailableError(f"{name}: there is no file {path}")
 
 
 def log_to_stderr(verbose: bool) -> None:

@@ -3,6 +3,7 @@
 import json
 import socket
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from http.client import HTTPConnection, HTTPException, HTTPResponse, HTTPSConnection
 from typing import TYPE_CHECKING, Any, Final
@@ -78,12 +79,15 @@ def _asked(connection: HTTPConnection, path: str, token: str | None, server: str
 
 
 def _follow(response: HTTPResponse, take: Take) -> None:
-    try:
-        for name, data in events(response):
-            if not take(name, data):
-                return
-    except (OSError, HTTPException):  # lost: whoever calls tries again, or says so
-        return
+    for name, data in events(_lines(response)):
+        if not take(name, data):
+            return
+
+
+def _lines(response: HTTPResponse) -> Iterator[bytes]:
+    """What comes, until the connection ends or is lost: whoever calls tries again, or says so."""
+    with suppress(OSError, HTTPException):
+        yield from response
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +106,8 @@ def follow_here(session: CliSession, interval: float, take: Take) -> None:
 
     from gemma_cli.edge.opening import Opening
     from gemma_cli.server.live import Live
+
+    session.check_there()
 
     async def run() -> None:
         async with Opening(Looker(session.url, session.namespace, session.config)) as opening:

@@ -14,6 +14,7 @@ from rich.text import Text
 
 from gemma_cli.commands.options import TIERS
 from gemma_cli.commands.output import one_line
+from gemma_cli.server.live_samples import drop_old_words
 
 Json = Mapping[str, Any]
 
@@ -47,7 +48,7 @@ class View:
     note: str = ""
     hello: Json = field(default_factory=dict)
     samples: deque[Json] = field(default_factory=lambda: deque(maxlen=KEPT_SAMPLES))
-    activity: deque[Json] = field(default_factory=lambda: deque(maxlen=KEPT_EVENTS))
+    activity: deque[dict[str, Any]] = field(default_factory=lambda: deque(maxlen=KEPT_EVENTS))
 
     def take(self, name: str, data: Json) -> None:
         """One event of the stream. A `hello` replaces all that was heard before."""
@@ -58,6 +59,9 @@ class View:
         elif name == "sample":
             self.samples.append(data)
         elif name == "activity":
+            if data["more"]:  # of events that are not told: what is known of earlier ones may be old
+                self.activity.clear()
+            drop_old_words(self.activity, data["events"])
             self.activity.extend(data["events"])
 
     @property
@@ -179,7 +183,7 @@ def _operations(minute: Sequence[Json], width: int) -> Table | Text:
 def _spark(minute: Sequence[Json]) -> str:
     """Calls of each of the latest samples, the busiest one full."""
     calls = [sum(figures["count"] for figures in sample.get("operations", {}).values()) for sample in minute][-20:]
-    most = max(calls)
+    most = max(calls, default=0) or 1
     return "".join(BLOCKS[(len(BLOCKS) - 1) * call // most] for call in calls)
 
 

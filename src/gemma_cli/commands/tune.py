@@ -84,10 +84,12 @@ def print_tuning(found: Tuning, current: EmbeddingSettings, fixed: Mapping[str, 
         table.add_column(name, overflow="fold")
     for name in ("texts/s", "query p50", "p95", "speed", "ranking"):
         table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("result", ratio=1, overflow="fold")
+    table.add_column("result", no_wrap=True)
     for trial in found.trials:
-        table.add_row(trial.knob, Text(trial.value), *_figures(trial), Text(f"{trial.verdict}: {trial.reason}"))
+        table.add_row(trial.knob, Text(trial.value), *_figures(trial), trial.verdict)
     out.print(table)
+    for trial in found.trials:
+        out.print(f"{trial.knob} {trial.value}: {trial.reason}", markup=False, soft_wrap=True)
     for key, value in found.changes.items():
         out.print(f"{SECTION}.{key}: {json.dumps(getattr(current, key))} -> {json.dumps(value)}", markup=False)
     if not found.changes:

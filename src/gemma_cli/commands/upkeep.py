@@ -9,6 +9,7 @@ from gemma_cli.commands.session import ExitCode
 
 if TYPE_CHECKING:
     from gemma_cli.rag import Plan, PythonRAGBackend
+    from gemma_cli.rag.administration import BackendInfo
 
 
 def consolidate(
@@ -19,7 +20,7 @@ def consolidate(
 ) -> None:
     """Remove what has expired, move up what deserves it, link memories that say nearly the same, and encode the tokens
     of what was imported or re-embedded."""
-    from gemma_cli.commands.output import print_json, print_plan
+    from gemma_cli.commands.output import counted, print_json, print_plan
     from gemma_cli.rag import MemoryConsolidator, ModelError, Plan
 
     async def run(backend: "PythonRAGBackend") -> "Plan | dict[str, int]":
@@ -30,7 +31,7 @@ def consolidate(
         await consolidator.run_consolidation()
         try:
             if encoded := await backend.index_tokens():
-                typer.echo(f"tokens of {encoded} memories encoded", err=True)
+                typer.echo(f"tokens of {counted(encoded, 'memory', 'memories')} encoded", err=True)
         except ModelError as error:  # the rest needs no model, and is done
             typer.echo(f"no tokens encoded: {error}", err=True)
         moved: dict[str, int] = consolidator.get_stats()["promotions_by_tier"]
@@ -44,10 +45,15 @@ def consolidate(
             print_json({"moves": moves, "losses": losses, "duplicates": result.duplicates, "days": result.days})
         else:
             print_plan(result)
+            if not (result.moves or result.losses or result.duplicates):
+                typer.echo(f"nothing to move, and nothing will be forgotten within {result.days:g} days", err=True)
     elif as_json:
         print_json({"promoted": sum(result.values()), "by_tier": result})
     else:
-        typer.echo(", ".join(f"{way}: {count}" for way, count in result.items()) or "nothing to move")
+        for way, count in result.items():
+            typer.echo(f"{way}: {count}")
+        if not result:
+            typer.echo("nothing to move", err=True)
 
 
 def stats(context: typer.Context, as_json: Json = False) -> None:
@@ -62,13 +68,18 @@ def stats(context: typer.Context, as_json: Json = False) -> None:
 
 def reembed(context: typer.Context) -> None:
     """Go over to the configured embedding model; can be interrupted and run again."""
-    from gemma_cli.commands.output import progress_bar
+    from gemma_cli.commands.output import counted, progress_bar
 
-    async def run(backend: "PythonRAGBackend") -> int:
+    async def run(backend: "PythonRAGBackend") -> "tuple[int, BackendInfo, BackendInfo]":
+        before = await backend.get_info()
         with progress_bar("embedding") as progress:
-            return await backend.reembed(progress=progress)
+            done = await backend.reembed(progress=progress)
+        return done, before, await backend.get_info()
 
-    typer.echo(f"{context.obj.ask(run, require_model=False)} memories embedded", err=True)
+    done, before, after = context.obj.ask(run, require_model=False)
+    unchanged = (before.model, before.dimension) == (after.model, after.dimension)
+    same = f"; the model is {after.model}, as before" if done and unchanged else ""
+    typer.echo(f"{counted(done, 'memory', 'memories')} embedded{same}", err=True)
 
 
 def doctor(context: typer.Context, as_json: Json = False) -> None:

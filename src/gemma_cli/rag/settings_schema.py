@@ -130,7 +130,7 @@ class StoreSettings(Section):
     url: str = key_field(
         "",
         "Empty: one SQLite file in the user's data directory. Or sqlite:///..., redis://..., rediss://..., "
-        'redis+cluster://..., memory://, or "redis": the server of [redis].',
+        'unix://..., redis+sentinel://..., redis+cluster://..., memory://, or "redis": the server of [redis].',
         also=_check_url,
     )
     namespace: str = key_field(

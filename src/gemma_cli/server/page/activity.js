@@ -10,6 +10,7 @@ const FEW = 3;
 
 const WORDS = { stored: "Arrived", updated: "Changed", faded: "Faded", evicted: "Made room", forgotten: "Forgotten" };
 const ALIVE = new Set(["stored", "updated", "moved"]);
+const GONE = new Set(["faded", "evicted"]); // by themselves: what was told of them stays
 
 const up = (event) => event.kind !== "moved" || isUp(event.from_tier, event.tier);
 
@@ -45,10 +46,12 @@ export class Activity {
     this.#draw();
   }
 
-  add(events) {
-    const gone = new Set(events.filter((event) => event.kind === "forgotten").map((event) => event.id));
-    const kept = this.#events.map((event) => (gone.has(event.id) ? { ...event, text: undefined } : event));
-    this.#events = [...[...events].reverse(), ...(gone.size ? kept : this.#events)].slice(0, KEPT);
+  /** `more`: how many came before `events` and are not told, so that what is known of earlier ones may be old. */
+  add(events, more) {
+    const now = new Map(events.filter((event) => !GONE.has(event.kind)).map((event) => [event.id, event.text]));
+    const old = (event) => event.text !== undefined && now.has(event.id) && now.get(event.id) !== event.text;
+    const kept = more ? [] : this.#events.map((event) => (old(event) ? { ...event, text: undefined } : event));
+    this.#events = [...[...events].reverse(), ...kept].slice(0, KEPT);
     this.#draw();
   }
 

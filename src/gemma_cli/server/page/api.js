@@ -44,6 +44,7 @@ const memory = (id) => `api/v1/memories/${encodeURIComponent(id)}`;
 
 export const api = {
   hello: () => call("GET", "api/v1/live/hello"),
+  description: () => call("GET", "openapi.json"),
   memories: (filters) => call("GET", `api/v1/memories?${new URLSearchParams(filters)}`),
   memory: (id) => call("GET", memory(id)),
   change: (id, fields) => call("PATCH", memory(id), fields),

@@ -1,6 +1,7 @@
 // The page: what comes over the stream, and which part shows it.
 
 import { Activity } from "./activity.js";
+import { api } from "./api.js";
 import { byId, h, icon, setText } from "./dom.js";
 import { Forecast } from "./forecast.js";
 import { count, lasting, plural } from "./format.js";
@@ -11,7 +12,7 @@ import { Browser } from "./memories.js";
 import { Motion } from "./motion.js";
 import { Recall } from "./recall.js";
 import { watchSession } from "./session.js";
-import { toast } from "./toasts.js";
+import { failed, toast } from "./toasts.js";
 import { FLOW, Vessels } from "./vessels.js";
 
 const STATES = { live: "Live", waiting: "Reconnecting", locked: "Needs a token" };
@@ -52,7 +53,7 @@ live.addEventListener("sample", ({ detail: sample }) => {
 });
 
 live.addEventListener("activity", ({ detail: { events, more } }) => {
-  activity.add(events);
+  activity.add(events, more);
   motion.show(events);
   forecast.soon();
   if (more) setText(byId("activity-title"), `Latest, and ${count(more)} more`);
@@ -92,15 +93,30 @@ function begin(empty) {
   const room = byId("beginning");
   room.hidden = !empty;
   if (!empty || room.children.length) return;
-  const where = store?.url?.startsWith("sqlite:") && /^[\w:/.~-]+$/u.test(store.url) ? ` --url ${store.url}` : "";
   room.append(
     h("h3", {}, "Nothing is remembered yet"),
     h("p", { class: "note" }, "Store a first memory, and watch it arrive."),
-    line(`gemma-rag${where} remember "Mara prefers oat milk in her flat white."`),
-    line(
-      `curl ${location.origin}/api/v1/memories -H 'content-type: application/json' -d '{"content": "Mara prefers oat milk."}'`,
-    ),
   );
+  if (reachable(store?.url)) {
+    const [url, namespace] = [store.url, store.namespace].map(quoted);
+    room.append(
+      line(`gemma-rag --url ${url} --namespace ${namespace} remember "Mara prefers oat milk in her flat white."`),
+    );
+  }
+  api.description().then(({ paths }) => room.append(line(request(paths["/api/v1/memories"].post.security))), failed);
+}
+
+/** Whether another process finds the store by the address that is told: no login is left out of it. */
+const reachable = (url) => Boolean(url) && !url.startsWith("memory:") && !url.includes("***");
+
+/** A word for a shell, as it is. */
+const quoted = (word) => (/^[\w:/.~+-]+$/u.test(word) ? word : `'${word.replaceAll("'", "'\\''")}'`);
+
+/** A request that stores a memory; `guarded`: the server wants its token. */
+function request(guarded) {
+  const token = guarded ? ' -H "authorization: Bearer $GEMMA_RAG_SERVER_TOKEN"' : "";
+  const kind = "-H 'content-type: application/json'";
+  return `curl ${location.origin}/api/v1/memories ${kind}${token} -d '{"content": "Mara prefers oat milk."}'`;
 }
 
 function line(text) {

@@ -7,7 +7,10 @@ const SHORT = 6_000;
 const MOST = 3;
 
 const region = () => byId("toasts");
+const list = () => byId("toast-list");
 const open = [];
+/** What can be taken back, oldest first: each until its time is over, whether its message still shows or not. */
+const undos = new Set();
 
 /** Opens a dialog above everything; messages go where they can be reached, into the topmost dialog. */
 export function openDialog(dialog) {
@@ -35,32 +38,26 @@ export const say = (text) => setText(byId("say"), text);
 
 /** Shows a message. `undo` is what takes it back, good until `until`; `focus`: the keyboard goes to it. */
 export function toast(text, { undo, until, focus = false, problem = false } = {}) {
-  const list = byId("toast-list");
   const end = until ? new Date(until).getTime() : Date.now() + SHORT;
-  let timer = 0;
   const gone = () => {
-    clearTimeout(timer);
     item.remove();
+    arrange();
   };
-  const back =
-    undo &&
-    h(
-      "button",
-      {
-        type: "button",
-        class: "undo",
-        onclick: async () => {
-          gone();
-          await undo();
-        },
-      },
-      "Undo",
-    );
+  const over = () => {
+    clearTimeout(timer);
+    undos.delete(back);
+    gone();
+  };
+  const back = async () => {
+    over();
+    await undo();
+  };
+  const button = undo && h("button", { type: "button", class: "undo", onclick: back }, "Undo");
   const item = h(
     "li",
     { class: problem ? "toast problem" : "toast" },
     h("p", {}, text, until && h("span", { class: "note" }, ` Undo until ${clock(end)}`)),
-    back,
+    button,
     h("button", { type: "button", class: "icon", "aria-label": "Dismiss", onclick: gone }, icon("close")),
   );
   item.addEventListener("keydown", (event) => {
@@ -69,22 +66,32 @@ export function toast(text, { undo, until, focus = false, problem = false } = {}
     event.preventDefault();
     gone();
   });
-  list.append(item);
-  while (list.children.length > MOST) list.firstElementChild.remove();
-  timer = setTimeout(gone, Math.max(end - Date.now(), SHORT));
-  say(back ? `${text} Undo with Control Z.` : text);
-  if (focus && back) back.focus();
+  const timer = setTimeout(over, Math.max(end - Date.now(), SHORT));
+  if (undo) undos.add(back);
+  list().append(item);
+  arrange();
+  say(undo ? `${text} Undo with Control Z.` : text);
+  if (focus) button?.focus();
   return item;
+}
+
+/** Shows the newest message, and of the others first those that can be taken back. */
+function arrange() {
+  const [newest, ...others] = [...list().children].reverse();
+  const lasting = (item) => item.querySelector(".undo") !== null;
+  const order = [newest, ...others.filter(lasting), ...others.filter((item) => !lasting(item))];
+  const shown = new Set(order.slice(0, MOST));
+  for (const item of list().children) item.hidden = !shown.has(item);
 }
 
 /** Control or Command Z takes the last thing back, except where somebody is writing. */
 addEventListener("keydown", (event) => {
   if (event.key !== "z" || !(event.ctrlKey || event.metaKey) || event.shiftKey) return;
   if (event.target.closest?.("input:not([type=radio]), textarea")) return;
-  const last = [...byId("toast-list").querySelectorAll(".undo")].at(-1);
+  const last = [...undos].at(-1);
   if (!last) return;
   event.preventDefault();
-  last.click();
+  last();
 });
 
 export const failed = (error) => toast(error.message, { problem: true });
