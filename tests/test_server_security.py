@@ -45,6 +45,7 @@ PATIENCE = 60.0
 """Seconds after which a test gives up."""
 SOON = 0.05
 STREAM = "/api/v1/live"
+LONGEST_EVENT = 1 << 24
 NAME = "gemma-rag-8765"
 JSON = {"Content-Type": "application/json"}
 HEAD = b"%s %s HTTP/1.1\r\nHost: 127.0.0.1\r\n%s\r\n"
@@ -183,8 +184,9 @@ class Served:
     port: int
     client: httpx2.AsyncClient
 
-    async def connect(self, sent: bytes = b"") -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-        reader, writer = await asyncio.open_connection("127.0.0.1", self.port, limit=1_000)
+    async def connect(self, sent: bytes = b"", limit: int = 1_000) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        """limit: bytes that wait here unread before the server has to wait; the longest line, too."""
+        reader, writer = await asyncio.open_connection("127.0.0.1", self.port, limit=limit)
         writer.write(sent)
         return reader, writer
 
@@ -344,7 +346,8 @@ async def test_the_end_of_a_session_ends_its_streams(url: str, monkeypatch: pyte
             cookies.append(signed.headers["set-cookie"].split(";")[0])
         here.client.cookies.clear()
         borne = [f"Cookie: {cookie}" for cookie in cookies] + [f"Authorization: {BEARER['Authorization']}"]
-        streams = [await here.connect(HEAD % (b"GET", STREAM.encode(), f"{each}\r\n".encode())) for each in borne]
+        heads = [HEAD % (b"GET", STREAM.encode(), f"{each}\r\n".encode()) for each in borne]
+        streams = [await here.connect(head, limit=LONGEST_EVENT) for head in heads]
         for reader, _ in streams:
             assert await reader.readline() == b"HTTP/1.1 200 OK\r\n"
         gone = await here.client.delete("/api/v1/session", headers={"Cookie": cookies[0]})

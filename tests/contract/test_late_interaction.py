@@ -253,7 +253,7 @@ def test_the_command_consolidates_until_no_codes_are_missing(tmp_path: Path, mon
     first = call("consolidate", "--json")
     assert first.json() == {"promoted": 0, "by_tier": {}}
     assert f"tokens of {INDEXED_PER_RUN + 2} memories" in first.message
-    assert call("consolidate").message == ""
+    assert call("consolidate").message == "nothing to move"
     monkeypatch.setenv("GEMMA_RAG_MEMORY__LATE_INTERACTION", "false")
     assert call("remember", "gem", "--tier", "working", "--importance", "1").code == 0
     monkeypatch.delenv("GEMMA_RAG_MEMORY__LATE_INTERACTION")
