@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from command_runs import ROOT, run_python
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from memory_places import WordEmbedder, settings_with
 
@@ -188,7 +188,6 @@ NAMES = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=3
 
 
 @given(NAMES, NAMES, NAMES, NAMES)
-@settings(deadline=None)
 def test_namespaces_are_injective(app, user, other_app, other_user):
     """Two pairs of names share a namespace only if they are equal, however long."""
     same = user_namespace(app, user, "adk") == user_namespace(other_app, other_user, "adk")

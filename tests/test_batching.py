@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from command_runs import TIMEOUT
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from gemma_cli.rag.batch_engine import (
@@ -149,7 +149,6 @@ async def test_the_cache_drops_what_was_used_least_recently() -> None:
 
 
 @given(st.integers(0, 4), st.lists(st.tuples(st.booleans(), st.sampled_from("abcdef")), max_size=60))
-@settings(deadline=None)
 def test_the_cache_is_a_real_lru(capacity: int, steps: list[tuple[bool, str]]) -> None:
     """Any order of gets and puts leaves the contents that a textbook LRU would have, within its capacity."""
     cache = LruCache(capacity)
@@ -575,7 +574,6 @@ def test_long_texts_wait_for_the_short_ones_but_not_for_ever() -> None:
     st.integers(1, 40),
     st.one_of(st.just(float("inf")), st.integers(0, 2_000)),
 )
-@settings(deadline=None)
 def test_every_choice_is_a_batch_and_every_text_gets_its_turn(
     lengths: list[int], batch_size: int, token_limit: float
 ) -> None:
@@ -662,7 +660,6 @@ def test_the_estimate_is_of_the_right_size(text: str, tokens: int) -> None:
 
 
 @given(st.floats(1e-5, 0.2), st.floats(4e-7, 4e-4), st.integers(0, 2**32))
-@settings(deadline=None)
 def test_the_pace_finds_a_machines_overhead_and_speed(overhead: float, slope: float, seed: int) -> None:
     """From a machine's times comes the least batch with 95 % of its throughput, where the ceiling allows it."""
     chance = random.Random(seed)

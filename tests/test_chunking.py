@@ -99,7 +99,7 @@ _HEADINGS = ["A", "A > B", "Guide > " + "very long heading " * 12]
 _TEXTS = st.lists(st.one_of(_ALPHABET, _WORDS, st.text(max_size=8)), max_size=250).map("".join)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     sections=st.lists(
         st.tuples(_TEXTS, st.one_of(st.none(), st.sampled_from(_HEADINGS))),

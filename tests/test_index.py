@@ -69,7 +69,7 @@ steps = st.lists(
 
 
 @given(steps, st.lists(questions, min_size=1, max_size=5), st.sampled_from([0, 3, 1024]), st.sampled_from([-99, 256]))
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 def test_the_answers_are_those_of_a_plain_scan(
     history: list[tuple[list[Memory], list[int]]], asked: list[Question], compact_above: int, spare: int
 ) -> None:
@@ -425,7 +425,7 @@ def test_the_size_in_bytes_is_that_of_what_it_holds() -> None:
 
 
 @given(steps, st.integers(1, 4), st.sets(st.sampled_from(["a", "b"])), st.sampled_from([0, 3, 1024]))
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 def test_what_stands_before_a_memory_and_what_has_facets_are_the_living(
     history: list[tuple[list[Memory], list[int]]], count: int, tags: set[str], compact_above: int
 ) -> None:

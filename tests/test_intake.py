@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from gemma_cli.rag.errors import InvalidInputError, InvalidTypeError
@@ -293,7 +293,6 @@ def test_seconds_are_those_since_the_epoch() -> None:
 
 
 @given(st.lists(st.floats(-1e6, 1e6, width=32), min_size=1, max_size=20).filter(lambda v: max(map(abs, v)) > 1e-6))
-@settings(deadline=None)
 def test_a_vector_keeps_its_direction_and_gets_length_one(numbers: list[float]) -> None:
     """The result is float32 of length 1 along the given numbers."""
     vector = unit_vector("embedding", numbers)

@@ -10,7 +10,7 @@ from uuid import UUID
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from gemma_cli.rag.errors import InvalidInputError, InvalidTypeError
@@ -145,7 +145,6 @@ def test_a_tier_of_another_type_is_a_type_error(wrong: object) -> None:
 
 
 @given(unit, accesses, days, decays)
-@settings(deadline=None)
 def test_relevance_is_the_contracts_sum(importance: float, count: int, age: float, decay: float) -> None:
     """0.5 importance, 0.3 exponential decay by days and 0.2 saturating accesses, and so within [0, 1]."""
     value = relevance(importance, count, age, decay)
@@ -155,7 +154,6 @@ def test_relevance_is_the_contracts_sum(importance: float, count: int, age: floa
 
 
 @given(unit, unit, accesses, accesses, days, days, decays)
-@settings(deadline=None)
 def test_relevance_rises_with_importance_and_accesses_and_falls_with_age(
     importance: float, other: float, count: int, more: int, age: float, older: float, decay: float
 ) -> None:
@@ -282,7 +280,6 @@ def test_a_bad_tag_or_metadata_value_changes_nothing() -> None:
 
 
 @given(entries)
-@settings(deadline=None)
 def test_an_entry_survives_the_way_through_json(entry: MemoryEntry) -> None:
     """`to_dict` gives JSON values for every field, and `from_dict` the same entry back, bit for bit."""
     data = entry.to_dict()
@@ -296,7 +293,6 @@ def test_an_entry_survives_the_way_through_json(entry: MemoryEntry) -> None:
 
 
 @given(embeddings)
-@settings(deadline=None)
 def test_an_embedding_may_also_come_as_base64(embedding: np.ndarray[Any, Any]) -> None:
     """Base64 of little-endian float32 gives the same vector as the list of numbers does."""
     text = base64.b64encode(embedding.astype("<f4").tobytes()).decode()

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from gemma_cli.rag.errors import InvalidInputError
@@ -170,7 +170,6 @@ async def test_metrics_errors_and_tokens_are_kept_by_name() -> None:
 
 
 @given(st.lists(st.floats(0, 1e6), min_size=1, max_size=40), st.integers(1, 12))
-@settings(deadline=None)
 def test_percentiles_are_those_of_the_latest_window(values: list[float], window: int) -> None:
     """p50, p95 and p99 are the nearest-rank percentiles of the last `window` values; the other figures cover all."""
 
@@ -288,7 +287,6 @@ async def test_reset_forgets_everything_and_restarts_the_uptime() -> None:
 
 
 @given(st.lists(st.floats(0, 100), max_size=30), st.integers(0, 40), st.integers(1, 12))
-@settings(deadline=None)
 def test_what_is_new_since_a_count_is_what_was_recorded_after_it(values: list[float], seen: int, window: int) -> None:
     """`latencies_since` gives the values after the first `count`, in their order and at most a window of them; a count
     that was never reached is one from before a reset, and all is new."""
@@ -314,7 +312,6 @@ def test_nothing_is_new_of_what_is_not_kept(options: dict[str, bool]) -> None:
 
 
 @given(st.lists(st.floats(0, 100) | st.sampled_from(BOUNDS), max_size=60))
-@settings(deadline=None)
 def test_the_histogram_counts_every_duration_once(values: list[float]) -> None:
     """Each duration falls into the first bucket whose bound is not below it, those above the last bound into one of
     their own; windows have no say in it."""

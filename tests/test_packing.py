@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from gemma_cli.rag import create_embedder
@@ -82,7 +82,6 @@ def repeats(entry: MemoryEntry, other: MemoryEntry) -> bool:
 
 
 @given(candidates(any_text), st.integers(1, 200), counters)
-@settings(deadline=None)
 def test_the_budget_is_never_exceeded(entries: list[MemoryEntry], budget: int, count: TokenCounter) -> None:
     """The rendered memories have at most as many tokens as were asked for, dates and headings included."""
     assert count([render(pack(entries, budget, count))])[0] <= budget
@@ -103,7 +102,6 @@ def test_the_budget_holds_for_a_counter_that_finds_more_in_the_whole() -> None:
 
 
 @given(candidates(few_words), st.integers(1, 120), counters)
-@settings(deadline=None)
 def test_the_best_memory_is_in_if_it_fits(entries: list[MemoryEntry], budget: int, count: TokenCounter) -> None:
     """The first candidate, or one that says all of it (of one that says all of it, and so on), is in whenever it fits
     by itself."""
@@ -116,7 +114,6 @@ def test_the_best_memory_is_in_if_it_fits(entries: list[MemoryEntry], budget: in
 
 
 @given(candidates(few_words), st.integers(1, 60), st.integers(1, 60))
-@settings(deadline=None)
 def test_a_larger_budget_loses_no_better_memory(entries: list[MemoryEntry], budget: int, more: int) -> None:
     """Of distinct memories, what a larger budget packs differs first in a better one that came in."""
     distinct = [entry for at, entry in enumerate(entries) if not any(map(entry.content.__eq__, _texts(entries[:at])))]
@@ -160,7 +157,6 @@ def test_nothing_is_cut_to_fit() -> None:
 
 
 @given(candidates(few_words), st.integers(1, 200))
-@settings(deadline=None)
 def test_no_memory_repeats_another(entries: list[MemoryEntry], budget: int) -> None:
     """Nothing is in that another memory of the result says as well."""
     packed = pack(entries, budget, characters)
@@ -168,7 +164,6 @@ def test_no_memory_repeats_another(entries: list[MemoryEntry], budget: int) -> N
 
 
 @given(candidates(few_words))
-@settings(deadline=None)
 def test_with_room_for_all_only_repetitions_are_missing(entries: list[MemoryEntry]) -> None:
     """A budget without limit leaves out only what some candidate repeats."""
     packed = pack(entries, 100_000, characters)
@@ -220,7 +215,6 @@ def test_a_memory_on_something_new_goes_before_a_slightly_better_one_on_the_same
 
 
 @given(candidates(few_words), st.integers(1, 120))
-@settings(deadline=None)
 def test_packing_is_deterministic_and_changes_nothing(entries: list[MemoryEntry], budget: int) -> None:
     """The same candidates give the same memories, the very objects, which stay as they were."""
     before = [entry.to_dict() for entry in entries]
@@ -246,7 +240,6 @@ def test_the_counter_is_called_in_batches() -> None:
 
 
 @given(candidates(any_text), st.integers(1, 300), st.randoms())
-@settings(deadline=None)
 def test_packed_memories_are_in_reading_order(entries: list[MemoryEntry], budget: int, chance: Any) -> None:
     """Rendering does not depend on the order of its argument, and `pack` returns the order of the text."""
     packed = pack(entries, budget, characters)
@@ -260,7 +253,6 @@ def test_packed_memories_are_in_reading_order(entries: list[MemoryEntry], budget
 
 
 @given(st.lists(any_text, min_size=1, max_size=5), st.booleans(), st.booleans())
-@settings(deadline=None)
 def test_content_forges_no_line(contents: list[str], dated: bool, spoken: bool) -> None:
     """Whatever the contents hold, there are as many unindented lines as memories and headings."""
     entries = [

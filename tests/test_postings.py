@@ -6,7 +6,7 @@ from unittest.mock import patch
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
@@ -73,7 +73,6 @@ def known(new: Rows) -> dict[int, tuple[float, float, bytes, bytes]]:
 
 
 @given(st.lists(st.lists(st.lists(st.sampled_from(WORDS.split()), max_size=6), max_size=5), max_size=25))
-@settings(deadline=None)
 def test_a_term_is_found_wherever_it_was_added(batches: list[list[list[str]]]) -> None:
     """However the texts came in, one by one or many at once, each term has exactly its slots and counts."""
     postings = Postings()
@@ -274,7 +273,6 @@ def test_a_block_that_has_lost_everything_can_be_used_again() -> None:
     st.lists(st.tuples(st.sampled_from(["add", "remove", "settle"]), st.integers(0, 30)), max_size=60),
     st.sampled_from([0, 3, 1024]),
 )
-@settings(deadline=None)
 def test_a_block_agrees_with_a_plain_dictionary(steps: list[tuple[str, int]], compact_above: int) -> None:
     """Whatever is added, removed and let expire in whatever order, with sweeps or without, the living are the same."""
     with patch.object(blocks, "COMPACT_ABOVE", compact_above):

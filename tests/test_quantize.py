@@ -27,7 +27,7 @@ def unit_rows(count: int, dimension: int, seed: int = 1) -> NDArray[np.float32]:
 
 
 @given(matrices)
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 def test_the_bound_holds(vectors: NDArray[np.float32]) -> None:
     """No row is further from its code times its scale than its stated error, tiny and huge rows included."""
     found = quantize(vectors)
@@ -38,7 +38,7 @@ def test_the_bound_holds(vectors: NDArray[np.float32]) -> None:
 
 
 @given(matrices)
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 def test_no_number_is_off_by_more_than_half_a_level(vectors: NDArray[np.float32]) -> None:
     """Each number lies within half its row's scale of what its code stands for (float32 rounding apart)."""
     found = quantize(vectors)
@@ -58,7 +58,6 @@ def test_the_bound_holds_and_is_tight_for_many_unit_rows() -> None:
 
 
 @given(st.integers(0, 10_000), st.integers(2, 64))
-@settings(deadline=None)
 def test_a_product_of_codes_is_within_the_errors_of_the_true_one(seed: int, dimension: int) -> None:
     """|v·q - code product| <= e + f + ef for errors e and f: what the index relies on, for unit rows."""
     vectors = unit_rows(8, dimension, seed)

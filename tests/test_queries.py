@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from command_runs import TIMEOUT
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from gemma_cli.rag.errors import BackendStateError, GemmaRagError, InvalidInputError, InvalidTypeError
@@ -285,7 +285,6 @@ async def test_a_caller_may_change_its_list_and_nobody_elses() -> None:
         max_size=60,
     ),
 )
-@settings(deadline=None)
 def test_it_answers_like_a_textbook_cache(size: int, steps: list[tuple[str, str]]) -> None:
     """Any order of queries, invalidations, time and writes gives the hits and misses of an LRU with TTL."""
 
@@ -536,7 +535,6 @@ def test_the_learner_recovers_when_the_pattern_is_back() -> None:
 
 
 @given(st.lists(st.integers(0, 2000), max_size=300), st.integers(0, 40))
-@settings(deadline=None)
 def test_the_learner_is_bounded(keys: list[int], tickets: int) -> None:
     """However many keys come and prefetches lie unused, the tables keep their size."""
     learner = Prefetcher()
@@ -551,7 +549,6 @@ def test_the_learner_is_bounded(keys: list[int], tickets: int) -> None:
 
 
 @given(st.lists(st.sampled_from("aaaabbcdefg"), max_size=300))
-@settings(deadline=None)
 def test_the_likely_successor_is_one_with_the_highest_count(keys: list[str]) -> None:
     """Whatever came, was crowded out or aged: the best successor is never behind another."""
     followers = _Followers()

@@ -6,7 +6,7 @@ from dataclasses import asdict
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from gemma_cli.rag.ranking import (
@@ -48,7 +48,6 @@ def ours(query: list[str], documents: list[list[str]]) -> tuple[list[float], flo
 
 
 @given(queries, documents_of_words)
-@settings(deadline=None)
 def test_the_sum_is_bm25(query: list[str], documents: list[list[str]]) -> None:
     """Each document's sum equals the plain formula's, to within float32."""
     found, _ = ours(query, documents)
@@ -56,7 +55,6 @@ def test_the_sum_is_bm25(query: list[str], documents: list[list[str]]) -> None:
 
 
 @given(queries, documents_of_words)
-@settings(deadline=None)
 def test_no_document_reaches_the_ceiling(query: list[str], documents: list[list[str]]) -> None:
     """The ceiling is what the query could score at most, so that a share of it lies in [0, 1)."""
     found, ceiling = ours(query, documents)
@@ -77,7 +75,6 @@ def test_the_ceiling_is_approached() -> None:
     st.floats(1, 1e5, width=32),
     st.floats(1, 1e5),
 )
-@settings(deadline=None)
 def test_a_term_rises_with_its_count_and_falls_with_the_length(
     one: int, other: int, length: float, more: float, mean: float
 ) -> None:
@@ -99,7 +96,6 @@ def test_an_absent_term_adds_nothing() -> None:
 
 
 @given(st.integers(1, 10**6), st.data())
-@settings(deadline=None)
 def test_a_rarer_term_weighs_more_and_none_weighs_less_than_nothing(documents: int, data: st.DataObject) -> None:
     """The inverse document frequency falls with every further document and stays positive even where all have it."""
     fewer = data.draw(st.integers(0, documents))

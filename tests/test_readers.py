@@ -85,7 +85,7 @@ def test_bad_markup_loses_no_text(tmp_path: Path, source: str, text: str) -> Non
     assert text in " ".join(section.text for section in read(tmp_path, "page.html", source).sections)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     st.lists(
         st.sampled_from(

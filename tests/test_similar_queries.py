@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from gemma_cli.rag.batching import BatchEmbedder
@@ -413,7 +413,6 @@ async def test_a_batch_embedder_makes_the_vectors() -> None:
         max_size=50,
     ),
 )
-@settings(deadline=None)
 def test_it_answers_like_a_search_through_everything(size: int, steps: list[tuple[str, int]]) -> None:
     """Any order of questions, invalidations, time and writes gives what a plain search of all fresh answers gives."""
 

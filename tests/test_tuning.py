@@ -240,7 +240,7 @@ def test_an_earlier_knob_is_turned_again_when_a_later_one_changes_something() ->
     assert dict(tuned(machine).changes) == {"batch_size": 64, "threads": 1}
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(0, 2**32 - 1), st.floats(0.02, 0.6), st.booleans(), st.integers(1, 12))
 def test_a_second_run_changes_nothing(seed: int, spread: float, bf16: bool, cores: int) -> None:
     """Whatever the speeds of all combinations are: what one run has chosen, the next one keeps."""

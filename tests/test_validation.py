@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from gemma_cli.rag import validation as check
@@ -121,7 +121,6 @@ def test_too_large_an_integer_is_out_of_range_too() -> None:
 
 
 @given(st.text(st.characters(codec="utf-8"), min_size=1))
-@settings(deadline=None)
 def test_text_comes_back_as_it_is(value: str) -> None:
     """Whatever UTF-8 can hold and is not blank passes unchanged, control characters and quotes included."""
     if value.strip():
@@ -253,7 +252,6 @@ def test_a_moment_is_an_aware_utc_datetime_whatever_it_came_as(value: object) ->
 
 
 @given(st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(), st.binary(), st.lists(st.integers())))
-@settings(deadline=None)
 def test_no_check_lets_a_foreign_error_out(value: Any) -> None:
     """Whatever comes in, a check returns or raises `InvalidInputError`, never anything else."""
     for one in (check.text, check.label, check.number, check.whole, check.flag, check.moment):

@@ -90,7 +90,6 @@ def test_ascii_takes_a_short_way_to_the_same_words() -> None:
 
 
 @given(st.text(st.characters(max_codepoint=127), max_size=60))
-@settings(deadline=None)
 def test_ascii_and_full_folding_agree_on_any_ascii(text: str) -> None:
     """Whatever the punctuation, the two paths cut an ASCII text alike."""
     assert tokens(f"{text} Ω") == [*tokens(text), "ω"]
@@ -159,7 +158,6 @@ def test_every_stop_word_can_be_met() -> None:
 
 
 @given(st.sampled_from(["tag", "actor", "session"]), any_text.map(lambda t: t.encode("utf-8", "replace").decode()))
-@settings(deadline=None)
 def test_a_facet_is_never_a_word(kind: str, value: str) -> None:
     """A tag, an actor or a session never equals the term of the same word, nor a facet of another kind."""
     term = facet(kind, value)
@@ -191,7 +189,6 @@ def test_terms_are_packed_with_their_counts() -> None:
 
 
 @given(any_text, st.sets(st.integers(0, 2**64 - 1), max_size=4))
-@settings(deadline=None)
 def test_decoding_gives_back_what_was_encoded(text: str, facets: set[int]) -> None:
     """Every distinct term once, its count beside it, and each facet that is no word with 0 (`ASKS` among them)."""
     expected: dict[int, int] = dict(Counter(word_terms(text, singles=True)))
@@ -232,7 +229,7 @@ def test_a_query_asks_for_each_term_once() -> None:
 
 
 @given(any_text)
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 def test_any_text_can_be_cut(text: str) -> None:
     """Lone surrogates, controls, marks and unassigned characters included, nothing raises, and a text finds itself."""
     terms = word_terms(text)
