@@ -4,6 +4,7 @@ import os
 import signal
 import site
 import tempfile
+from pathlib import Path
 
 import pytest
 
@@ -59,6 +60,18 @@ def pytest_unconfigure() -> None:
 def anyio_backend() -> str:
     """Async tests run on asyncio, the one event loop that the library is written for."""
     return "asyncio"
+
+
+@pytest.fixture
+def url(tmp_path: Path) -> str:
+    """A store of the test's own, in a file."""
+    return f"sqlite:///{tmp_path / 'memory.db'}"
+
+
+@pytest.fixture
+def hashing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No model: for tests that are not about meaning."""
+    monkeypatch.setenv("GEMMA_RAG_EMBEDDING__PROVIDER", "hashing")
 
 
 class Clock:

@@ -3,7 +3,6 @@
 import asyncio
 import threading
 from collections.abc import AsyncGenerator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -36,11 +35,6 @@ pytestmark = pytest.mark.anyio
 
 USER = {"app_name": "app", "user_id": "ann"}
 START = 1_767_225_600.0
-
-
-@pytest.fixture
-def url(tmp_path: Path) -> str:
-    return f"sqlite:///{tmp_path / 'memory.db'}"
 
 
 def service_at(url: str, **options: Any) -> GemmaRagMemoryService:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from command_runs import call
-from http_servers import HASHING, in_process, told
+from http_servers import in_process, told
 from mcp import Client
 
 from gemma_cli.commands.session import CliSession
@@ -18,21 +18,10 @@ from gemma_cli.edge.results import TOO_DEEP
 from gemma_cli.mcp_server.server import MemoryServer
 from gemma_cli.rag import MemoryEntry, PythonRAGBackend
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("hashing")]
 
 Ask = Callable[..., Awaitable[Any]]
 """Name of a tool and its arguments -> the answer. The doors' names for what both do are the same."""
-
-
-@pytest.fixture(autouse=True)
-def hashing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No model: nothing here is about meaning."""
-    monkeypatch.setenv(*next(iter(HASHING.items())))
-
-
-@pytest.fixture
-def url(tmp_path: Path) -> str:
-    return f"sqlite:///{tmp_path / 'memory.db'}"
 
 
 @pytest.fixture

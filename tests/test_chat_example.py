@@ -25,11 +25,6 @@ def server() -> Iterator[ChatServer]:
         yield chat
 
 
-@pytest.fixture
-def url(tmp_path: Path) -> str:
-    return f"sqlite:///{tmp_path / 'memory.db'}"
-
-
 def chat(server: str, url: str, *more: str | Path, lines: str = "", model: str = "retells") -> Outcome:
     return run_python(EXAMPLE, "--server", server, "--model", model, "--url", url, *more, cwd=ROOT, stdin=lines)
 

@@ -40,11 +40,6 @@ TOKEN = "a-token-of-the-tests"
 
 
 @pytest.fixture
-def url(tmp_path: Path) -> str:
-    return f"sqlite:///{tmp_path / 'memory.db'}"
-
-
-@pytest.fixture
 def notes(tmp_path: Path) -> Path:
     """A directory that may be ingested from, with a document long enough for several reports of progress."""
     root = tmp_path.resolve() / "notes"

@@ -4,21 +4,14 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
-from http_servers import HASHING
 
 from gemma_cli.edge import operations
 from gemma_cli.edge.operations import Selection
 from gemma_cli.rag import MemoryEntry, PythonRAGBackend
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("hashing")]
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
-
-
-@pytest.fixture(autouse=True)
-def hashing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No model: nothing here is about meaning."""
-    monkeypatch.setenv(*next(iter(HASHING.items())))
 
 
 class Shared(PythonRAGBackend):

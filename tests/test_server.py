@@ -26,11 +26,6 @@ pytestmark = pytest.mark.anyio
 
 
 @pytest.fixture
-def url(tmp_path: Path) -> str:
-    return f"sqlite:///{tmp_path / 'memory.db'}"
-
-
-@pytest.fixture
 def notes(tmp_path: Path) -> Path:
     """A directory that may be ingested from."""
     root = tmp_path.resolve() / "notes"

@@ -12,7 +12,7 @@ from urllib.parse import quote
 import apsw
 import pytest
 from conftest import Clock
-from http_servers import BEARER, HASHING, MEMORIES, TOKEN, in_process, refused, told
+from http_servers import BEARER, MEMORIES, TOKEN, in_process, refused, told
 
 from gemma_cli.edge.failures import CODES
 from gemma_cli.edge.opening import Opening
@@ -23,18 +23,7 @@ from gemma_cli.server.endpoints import ENDPOINTS
 from gemma_cli.server.undo import LIFETIME, MOST, Undo
 from gemma_cli.server.upkeep import STEPS, timeline
 
-pytestmark = pytest.mark.anyio
-
-
-@pytest.fixture(autouse=True)
-def hashing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No model: nothing here is about meaning."""
-    monkeypatch.setenv(*next(iter(HASHING.items())))
-
-
-@pytest.fixture
-def url(tmp_path: Path) -> str:
-    return f"sqlite:///{tmp_path / 'memory.db'}"
+pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("hashing")]
 
 
 # What comes in

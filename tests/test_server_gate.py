@@ -8,7 +8,7 @@ from typing import Any
 import httpx2
 import pytest
 from conftest import Clock
-from http_servers import ADDRESS, BEARER, HASHING, MEMORIES, TOKEN, client_of, in_process, refused, running, told
+from http_servers import ADDRESS, BEARER, MEMORIES, TOKEN, client_of, in_process, refused, running, told
 from starlette.applications import Starlette
 from starlette.datastructures import Headers
 from starlette.middleware import Middleware
@@ -28,20 +28,9 @@ from gemma_cli.server.readiness import Readiness
 from gemma_cli.server.told import Health
 from gemma_cli.server.undo import Undo
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("hashing")]
 
 JSON = {"Content-Type": "application/json"}
-
-
-@pytest.fixture(autouse=True)
-def hashing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No model: nothing here is about meaning."""
-    monkeypatch.setenv(*next(iter(HASHING.items())))
-
-
-@pytest.fixture
-def url(tmp_path: Path) -> str:
-    return f"sqlite:///{tmp_path / 'memory.db'}"
 
 
 # Names

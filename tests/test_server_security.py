@@ -18,7 +18,6 @@ from conftest import Clock
 from http_servers import (
     ADDRESS,
     BEARER,
-    HASHING,
     MEMORIES,
     TOKEN,
     client_of,
@@ -39,7 +38,7 @@ from gemma_cli.server.app import create_app
 from gemma_cli.server.endpoint import TINY_BODY
 from gemma_cli.server.rates import Rate
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("hashing")]
 
 PATIENCE = 60.0
 """Seconds after which a test gives up."""
@@ -50,17 +49,6 @@ NAME = "gemma-rag-8765"
 JSON = {"Content-Type": "application/json"}
 HEAD = b"%s %s HTTP/1.1\r\nHost: 127.0.0.1\r\n%s\r\n"
 HALF = b"Content-Type: application/json\r\nContent-Length: 1000\r\n"
-
-
-@pytest.fixture(autouse=True)
-def hashing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No model: nothing here is about meaning."""
-    monkeypatch.setenv(*next(iter(HASHING.items())))
-
-
-@pytest.fixture
-def url(tmp_path: Path) -> str:
-    return f"sqlite:///{tmp_path / 'memory.db'}"
 
 
 # Files

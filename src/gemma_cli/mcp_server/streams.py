@@ -52,12 +52,25 @@ class Owed:
             await asyncio.wait_for(self._settled.wait(), LAST_ANSWERS)
 
 
-class Questions:
-    """The client's messages. The stream ends when they have ended and nothing is owed."""
+class _Watched:
+    """One of the two streams, in the form that the SDK wants of any stream."""
 
     def __init__(self, stream: Any, owed: Owed) -> None:
         self._stream = stream
         self._owed = owed
+
+    async def aclose(self) -> None:
+        await self._stream.aclose()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.aclose()
+
+
+class Questions(_Watched):
+    """The client's messages. The stream ends when they have ended and nothing is owed."""
 
     @property
     def last_context(self) -> contextvars.Context | None:
@@ -81,33 +94,11 @@ class Questions:
     async def receive(self) -> SessionMessage | Exception:
         return await anext(self)
 
-    async def aclose(self) -> None:
-        await self._stream.aclose()
 
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        await self.aclose()
-
-
-class Answers:
+class Answers(_Watched):
     """What goes to the client."""
-
-    def __init__(self, stream: Any, owed: Owed) -> None:
-        self._stream = stream
-        self._owed = owed
 
     async def send(self, item: SessionMessage) -> None:
         await self._stream.send(item)
         if getattr(item.message, "method", None) is None:
             self._owed.settle(item.message.id)  # type: ignore[union-attr]
-
-    async def aclose(self) -> None:
-        await self._stream.aclose()
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        await self.aclose()
