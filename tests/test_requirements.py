@@ -8,6 +8,7 @@ import ast
 import asyncio
 import inspect
 import re
+import shlex
 import sys
 import time
 import types
@@ -17,7 +18,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from command_runs import ROOT
+from command_runs import ROOT, run_python
 from numpy.typing import NDArray
 
 import gemma_cli.rag
@@ -87,6 +88,16 @@ def test_its_imports_exist(document: str) -> None:
     assert {name for _, name in imported} == set(OBJECTS.values())
     for module, name in imported:
         assert hasattr(sys.modules[str(module)], name)
+
+
+def test_its_test_commands_pass(document: str, tmp_path: Path) -> None:
+    """Its pytest commands end well, here with a few of the tests, also where a share of coverage is measured."""
+    commands = re.findall(r"^pytest (.+)$", document, re.MULTILINE)
+    assert any("--cov" in command for command in commands)
+    for command in commands:
+        words = ["-m", "pytest", *shlex.split(command), "-k", "TestBatchEmbedder", "-p", "no:cacheprovider"]
+        outcome = run_python(*words, cwd=ROOT, env={"COVERAGE_FILE": str(tmp_path / "coverage")})
+        assert outcome.code == 0, outcome.stdout
 
 
 def test_its_calls_fit_the_signatures(document: str) -> None:
