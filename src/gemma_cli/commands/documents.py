@@ -36,15 +36,19 @@ def ingest(
     Tier, tags and importance are those of chunks that are new; the others stay as they are."""
     from gemma_cli.commands.output import counted, print_json, progress_bar, shown_time
     from gemma_cli.rag.errors import CapacityError, DocumentError, MissingExtraError
-    from gemma_cli.rag.ingestion import documents_in
+    from gemma_cli.rag.ingestion import files_in
     from gemma_cli.rag.memory import MemoryTier, utc
 
     target = "long_term" if tier is None else tier
+    passed: set[str] = set()
 
     async def store(backend: "PythonRAGBackend") -> tuple[dict[str, int], dict[str, str], float | None]:
         stored: dict[str, int] = {}
         failed: dict[str, str] = {}
-        for path in documents_in(paths):
+        for path, document in files_in(paths):
+            if not document:
+                passed.add(str(path))
+                continue
             with progress_bar(path.name) as progress:
                 try:
                     stored[str(path)] = await backend.ingest_document(
@@ -61,7 +65,7 @@ def ingest(
         return stored, failed, backend.rules.policies[MemoryTier(target)].expiry(backend.now())
 
     stored, failed, expiry = context.obj.ask(store, creates=True)
-    left_out = _left_out(paths, {*stored, *failed})
+    left_out = len(passed - stored.keys() - failed.keys())
     if as_json:
         print_json({"stored": stored, "failed": failed, "left_out": left_out})
     else:
@@ -79,16 +83,6 @@ def ingest(
     if not stored:
         typer.echo("no documents found", err=True)
         raise typer.Exit(ExitCode.NOTHING_FOUND)
-
-
-def _left_out(paths: list[Path], seen: set[str]) -> int:
-    """How many files of directories were passed over; what is in a hidden directory does not count."""
-
-    def counts(file: Path, top: Path) -> bool:
-        hidden = any(part.startswith(".") for part in file.relative_to(top).parts[:-1])
-        return not hidden and str(file) not in seen and file.is_file()
-
-    return sum(counts(file, top) for top in paths if top.is_dir() for file in top.rglob("*"))
 
 
 def export_(context: typer.Context, path: Annotated[Path, typer.Argument(help="File to write; - is stdout.")]) -> None:

@@ -22,18 +22,19 @@ from gemma_cli.rag.stores.base import Filter
 from gemma_cli.rag.transfer import is_export
 
 
-def documents_in(paths: Iterable[Path]) -> Iterator[Path]:
-    """The paths themselves, and of a directory every file below it that has a suffix of a document, in the order of
-    their names; hidden ones and exported memories are left out."""
+def files_in(paths: Iterable[Path]) -> Iterator[tuple[Path, bool]]:
+    """The paths themselves, and of a directory every file below it in the order of their names, but what is in hidden
+    directories; each with whether it is to be read. In a directory that is what has a suffix of a document, less hidden
+    files and exported memories."""
     for path in paths:
         if not path.is_dir():
-            yield path
+            yield path, True
             continue
         for found in sorted(path.rglob("*")):
-            hidden = any(part.startswith(".") for part in found.relative_to(path).parts)
-            document = not hidden and found.suffix.lower() in SUPPORTED_SUFFIXES and found.is_file()
-            if document and not is_export(found):
-                yield found
+            *above, name = found.relative_to(path).parts
+            if found.is_file() and not any(part.startswith(".") for part in above):
+                document = not name.startswith(".") and found.suffix.lower() in SUPPORTED_SUFFIXES
+                yield found, document and not is_export(found)
 
 
 @dataclass(frozen=True, slots=True)
