@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from gemma_cli.commands.options import Json
-from gemma_cli.commands.session import ExitCode, check_file
+from gemma_cli.commands.session import ExitCode, check_file, missing_file
 
 if TYPE_CHECKING:
     from gemma_cli.rag import Settings
@@ -71,20 +71,13 @@ async def _carried_out(
     async with AsyncExitStack() as stack:
         check_file("from_url", ends[0][0])
         source = await stack.enter_async_context(_opened(*ends[0], settings))
-        if _to_be_made(ends[1][0]) and not sum((await source.store.counts(time.time())).values()):
+        if missing_file(ends[1][0]) and not sum((await source.store.counts(time.time())).values()):
             work = "preview"  # nothing to copy is no reason to make a store
         target = await stack.enter_async_context(_opened(*ends[1], settings, make=work == "run"))
         rules = settings.memory.tier_rules()
         migration = Migration(source, target, rules, time.time, terms=terms, bar=progress_bar)
         report: Report = await getattr(migration, work)()
         return report
-
-
-def _to_be_made(url: str) -> bool:
-    from gemma_cli.rag.stores import sqlite_path
-
-    path = sqlite_path(url)
-    return path is not None and not path.exists()
 
 
 @asynccontextmanager
@@ -94,16 +87,16 @@ async def _opened(url: str, namespace: str, settings: "Settings", *, make: bool 
     from gemma_cli.rag import validation as check
     from gemma_cli.rag.migration_report import Place
     from gemma_cli.rag.settings import masked_url
-    from gemma_cli.rag.stores import create_store, sqlite_path
+    from gemma_cli.rag.stores import create_store
 
     if url.startswith("memory:"):
         raise InvalidInputError("url: memory:// lasts as long as its process, so nothing can move from or to it here")
     url = settings.redis.redis_url() if url == "redis" else check.text("url", url)
-    stands_in = not make and _to_be_made(url)
-    store = create_store("memory://" if stands_in else url, check.label("namespace", namespace), settings)
+    missing = None if make else missing_file(url)
+    store = create_store("memory://" if missing else url, check.label("namespace", namespace), settings)
     await store.open()
     try:
-        shown = f"sqlite:///{sqlite_path(url)}" if stands_in else masked_url((await store.info()).url)
+        shown = f"sqlite:///{missing}" if missing else masked_url((await store.info()).url)
         yield Place(store, shown, namespace)
     finally:
         await store.close()

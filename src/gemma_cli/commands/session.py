@@ -80,13 +80,19 @@ class CliSession:
         return asyncio.run(asked())
 
 
-def check_file(name: str, url: str) -> None:
-    """Raises `StoreUnavailableError` where a URL stands for a file that is not there. name: who gave it."""
-    from gemma_cli.rag import StoreUnavailableError
+def missing_file(url: str) -> Path | None:
+    """The file that a URL stands for, where there is none yet."""
     from gemma_cli.rag.stores import sqlite_path
 
     path = sqlite_path(url)
-    if path is not None and not path.exists():
+    return path if path is not None and not path.exists() else None
+
+
+def check_file(name: str, url: str) -> None:
+    """Raises `StoreUnavailableError` where a URL stands for a file that is not there. name: who gave it."""
+    from gemma_cli.rag import StoreUnavailableError
+
+    if (path := missing_file(url)) is not None:
         raise StoreUnavailableError(f"{name}: there is no file {path}")
 
 
