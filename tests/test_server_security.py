@@ -48,6 +48,7 @@ LONGEST_EVENT = 1 << 24
 NAME = "gemma-rag-8765"
 JSON = {"Content-Type": "application/json"}
 HEAD = b"%s %s HTTP/1.1\r\nHost: 127.0.0.1\r\n%s\r\n"
+BEARING = f"Authorization: {BEARER['Authorization']}\r\n".encode()
 HALF = b"Content-Type: application/json\r\nContent-Length: 1000\r\n"
 
 
@@ -152,7 +153,7 @@ def test_nobody_fills_the_log(url: str) -> None:
             (b"\x16\x03\x01\r\n\r\n", b"HTTP/1.1 400"),
             (HEAD % (b"GET", STREAM.encode(), upgrade), b"HTTP/1.1 401"),
             (HEAD % (b"POST", b"/api/v1/session", HALF) + b"{", None),
-            (HEAD % (b"POST", b"/mcp", HALF + f"Authorization: {BEARER['Authorization']}\r\n".encode()) + b"{", None),
+            (HEAD % (b"POST", b"/mcp", HALF + BEARING) + b"{", None),
         ):
             with socket.create_connection(place, timeout=PATIENCE) as peer:
                 peer.sendall(sent)
@@ -176,6 +177,12 @@ class Served:
         """limit: bytes that wait here unread before the server has to wait; the longest line, too."""
         reader, writer = await asyncio.open_connection("127.0.0.1", self.port, limit=limit)
         writer.write(sent)
+        return reader, writer
+
+    async def follow(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        """A stream of events that has begun."""
+        reader, writer = await self.connect(HEAD % (b"GET", STREAM.encode(), BEARING))
+        assert await reader.readline() == b"HTTP/1.1 200 OK\r\n"
         return reader, writer
 
 
@@ -239,9 +246,7 @@ async def test_who_holds_connections_keeps_nobody_out(url: str, monkeypatch: pyt
     monkeypatch.setattr(connections, "MOST", 4)
     async with served(url, monkeypatch) as here:
         await here.client.aclose()
-        bearing = f"Authorization: {BEARER['Authorization']}\r\n".encode()
-        stream, watching = await here.connect(HEAD % (b"GET", STREAM.encode(), bearing))
-        assert await stream.readline() == b"HTTP/1.1 200 OK\r\n"
+        stream, watching = await here.follow()
         idle = [await here.connect() for _ in range(8)]
         reader, writer = await here.connect(HEAD % (b"GET", b"/healthz", b"Connection: close\r\n"))
         assert (await ended(reader)).startswith(b"HTTP/1.1 200")
@@ -256,7 +261,7 @@ async def test_who_holds_connections_keeps_nobody_out(url: str, monkeypatch: pyt
     "sent",
     [
         HEAD % (b"POST", b"/api/v1/session", HALF) + b"{",
-        HEAD % (b"POST", MEMORIES.encode(), HALF + f"Authorization: {BEARER['Authorization']}\r\n".encode()),
+        HEAD % (b"POST", MEMORIES.encode(), HALF + BEARING),
         HEAD % (b"GET", b"/healthz", b"") * 2 + HEAD % (b"POST", b"/api/v1/session", HALF),
     ],
     ids=["without the token", "with the token", "after others"],
@@ -266,9 +271,7 @@ async def test_who_sends_slowly_keeps_nobody_out(sent: bytes, url: str, monkeypa
     monkeypatch.setattr(connections, "MOST", 4)
     async with served(url, monkeypatch) as here:
         await here.client.aclose()
-        bearing = f"Authorization: {BEARER['Authorization']}\r\n".encode()
-        stream, watching = await here.connect(HEAD % (b"GET", STREAM.encode(), bearing))
-        assert await stream.readline() == b"HTTP/1.1 200 OK\r\n"
+        stream, watching = await here.follow()
         slow = [await here.connect(sent) for _ in range(8)]
         assert b"timed_out" not in await ended(slow[0][0])
         reader, writer = await here.connect(HEAD % (b"GET", b"/healthz", b"Connection: close\r\n"))
@@ -392,10 +395,7 @@ async def test_where_all_are_busy_the_new_one_goes(url: str, monkeypatch: pytest
     monkeypatch.setattr(connections, "MOST", 2)
     async with served(url, monkeypatch) as here:
         await here.client.aclose()
-        bearing = f"Authorization: {BEARER['Authorization']}\r\n".encode()
-        streams = [await here.connect(HEAD % (b"GET", STREAM.encode(), bearing)) for _ in range(2)]
-        for reader, _ in streams:
-            assert await reader.readline() == b"HTTP/1.1 200 OK\r\n"
+        streams = [await here.follow() for _ in range(2)]
         reader, writer = await here.connect(HEAD % (b"GET", b"/healthz", b""))
         assert await ended(reader) == b""
         assert not any(reader.at_eof() for reader, _ in streams)
@@ -411,7 +411,7 @@ async def test_who_takes_nothing_is_given_up(url: str, monkeypatch: pytest.Monke
         batch = {"memories": [{"content": "word " * 10_000, "tier": "semantic"} for _ in range(200)]}
         whole = 200 * 50_000
         told(await here.client.post(f"{MEMORIES}/batch", json=batch), 201)
-        asking = f"Authorization: {BEARER['Authorization']}\r\nConnection: close\r\n".encode()
+        asking = BEARING + b"Connection: close\r\n"
         request = HEAD % (b"GET", f"{MEMORIES}?limit=1000".encode(), asking)
         loop = asyncio.get_running_loop()
         with socket.socket() as deaf, socket.socket() as slow:
